@@ -1,0 +1,129 @@
+"""The table of engines, and what every engine offers. Importing this imports no engine and no library.
+
+A second engine for a modality is one file in this folder, one row here and rows in models.yaml.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from typing_extensions import Self
+
+from ..catalog import ModelSpec
+from ..devices import Device
+from ..errors import CatalogError, EngineNotInstalled
+from ..footprint import Footprint
+from ..modalities.base import LoadOptions, Modality
+
+__all__ = ["ENGINES", "Engine", "EngineRow", "engine_class", "engine_row", "missing_packages"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded model.
+
+    Class attributes:
+        modality: what it does.
+        load_options: its LoadOptions class.
+        concurrency: callers that may use one loaded model at a time; 0 = no limit.
+        uses_torch: its load must be alone among torch work (torch patches itself process-wide while it builds a model).
+        shares_rng: it draws from torch's global random generator, so such engines take turns.
+    """
+
+    modality: ClassVar[Modality]
+    load_options: ClassVar[type[LoadOptions]]
+    concurrency: ClassVar[int]
+    uses_torch: ClassVar[bool]
+    shares_rng: ClassVar[bool]
+
+    @classmethod
+    def footprint(cls, spec: ModelSpec, path: Path, device: Device, options: Any, room_bytes: int) -> Footprint:
+        """Bytes it will need, from file headers, and where its parts would go.
+
+        Args:
+            room_bytes: most that the device's pool can give after everything idle has been evicted. An engine that can place
+                its parts in several ways picks the fastest that fits and says so in `Footprint.placement`/`reason`.
+
+        Raises:
+            LoadError: the files are damaged or unsafe. UnsupportedRequest: an option does not fit this model.
+        """
+        ...
+
+    @classmethod
+    def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:
+        """Load it where `footprint` said. Raises LoadError, InsufficientMemory."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Idempotent; no method may be called afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """Where an engine lives and what it needs.
+
+    Attributes:
+        module, name: the class.
+        modality: what it serves.
+        extra: the pip extra that installs it.
+        packages: modules that must be importable.
+    """
+
+    module: str
+    name: str
+    modality: Modality
+    extra: str
+    packages: tuple[str, ...]
+
+
+_TORCH = ("torch", "transformers", "accelerate")
+
+ENGINES: Mapping[str, EngineRow] = {
+    "llama_cpp": EngineRow("llama_cpp", "LlamaCppChat", "llm", "llm", ("llama_cpp",)),
+    "diffusers_image": EngineRow("diffusers_image", "DiffusersImage", "tti", "tti", (*_TORCH, "diffusers")),
+    "faster_whisper": EngineRow("faster_whisper", "FasterWhisperTranscriber", "stt", "stt", ("faster_whisper",)),
+    "piper": EngineRow("piper", "PiperSpeech", "tts", "piper", ("piper",)),
+    "bark": EngineRow("bark", "BarkSpeech", "tts", "tts", _TORCH),
+    "vits": EngineRow("vits", "VitsSpeech", "tts", "tts", _TORCH),
+    "diffusers_video": EngineRow("diffusers_video", "DiffusersVideo", "ttv", "ttv", (*_TORCH, "diffusers", "av")),
+    "musicgen": EngineRow("musicgen", "MusicgenMusic", "ttm", "ttm", _TORCH),
+}
+
+
+def engine_row(engine: str) -> EngineRow:
+    """The table's row.
+
+    Raises:
+        CatalogError: there is no such engine.
+    """
+    row = ENGINES.get(engine)
+    if row is None:
+        raise CatalogError(f"There is no engine {engine!r}.", hint=f"The engines are {', '.join(ENGINES)}.")
+    return row
+
+
+def missing_packages(engine: str) -> list[str]:
+    """Modules that this engine needs and that cannot be found; nothing is imported to find out."""
+    return [name for name in engine_row(engine).packages if importlib.util.find_spec(name) is None]
+
+
+def engine_class(engine: str) -> type[Any]:
+    """Import an engine's file (not yet its library) and return the class, an `Engine`.
+
+    Raises:
+        EngineNotInstalled: its library is missing; names the extra. CatalogError: there is no such engine.
+    """
+    row = engine_row(engine)
+    missing = missing_packages(engine)
+    if missing:
+        raise EngineNotInstalled(
+            f"The engine {engine} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
+            hint=f"Run: pip install 'lollms-local[{row.extra}]'",
+        )
+    return getattr(importlib.import_module(f"{__name__}.{row.module}"), row.name)  # type: ignore[no-any-return]
