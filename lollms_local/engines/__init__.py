@@ -5,6 +5,7 @@ A second engine for a modality is one file in this folder, one row here and rows
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ class EngineRow:
         modality: what it serves.
         extra: the pip extra that installs it.
         packages: modules that must be importable.
+        requirements: what pip installs for them.
     """
 
     module: str
@@ -80,19 +82,27 @@ class EngineRow:
     modality: Modality
     extra: str
     packages: tuple[str, ...]
+    requirements: tuple[str, ...]
 
 
 _TORCH = ("torch", "transformers", "accelerate")
+_DIFFUSERS = (*_TORCH, "diffusers")
 
 ENGINES: Mapping[str, EngineRow] = {
-    "llama_cpp": EngineRow("llama_cpp", "LlamaCppChat", "llm", "llm", ("llama_cpp",)),
-    "diffusers_image": EngineRow("diffusers_image", "DiffusersImage", "tti", "tti", (*_TORCH, "diffusers")),
-    "faster_whisper": EngineRow("faster_whisper", "FasterWhisperTranscriber", "stt", "stt", ("faster_whisper",)),
-    "piper": EngineRow("piper", "PiperSpeech", "tts", "piper", ("piper",)),
-    "bark": EngineRow("bark", "BarkSpeech", "tts", "tts", _TORCH),
-    "vits": EngineRow("vits", "VitsSpeech", "tts", "tts", _TORCH),
-    "diffusers_video": EngineRow("diffusers_video", "DiffusersVideo", "ttv", "ttv", (*_TORCH, "diffusers", "av")),
-    "musicgen": EngineRow("musicgen", "MusicgenMusic", "ttm", "ttm", _TORCH),
+    "llama_cpp": EngineRow(
+        "llama_cpp", "LlamaCppChat", "llm", "llm", ("llama_cpp", "jinja2"), ("llama-cpp-python>=0.3.36", "jinja2")
+    ),
+    "diffusers_image": EngineRow("diffusers_image", "DiffusersImage", "tti", "tti", _DIFFUSERS, _DIFFUSERS),
+    "faster_whisper": EngineRow(
+        "faster_whisper", "FasterWhisperTranscriber", "stt", "stt", ("faster_whisper", "av"), ("faster-whisper", "av")
+    ),
+    "piper": EngineRow("piper", "PiperSpeech", "tts", "piper", ("piper",), ("piper-tts",)),
+    "bark": EngineRow("bark", "BarkSpeech", "tts", "tts", _TORCH, _TORCH),
+    "vits": EngineRow("vits", "VitsSpeech", "tts", "tts", _TORCH, _TORCH),
+    "diffusers_video": EngineRow(
+        "diffusers_video", "DiffusersVideo", "ttv", "ttv", (*_DIFFUSERS, "av"), (*_DIFFUSERS, "av")
+    ),
+    "musicgen": EngineRow("musicgen", "MusicgenMusic", "ttm", "ttm", _TORCH, _TORCH),
 }
 
 
@@ -113,6 +123,7 @@ def missing_packages(engine: str) -> list[str]:
     return [name for name in engine_row(engine).packages if importlib.util.find_spec(name) is None]
 
 
+@functools.cache  # only success is cached: after an install the next call looks again
 def engine_class(engine: str) -> type[Any]:
     """Import an engine's file (not yet its library) and return the class, an `Engine`.
 
