@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -70,7 +69,7 @@ class EngineRow:
     """Where an engine lives and what it needs.
 
     Attributes:
-        module, name: the class.
+        module, name: the class; a module with a dot is an absolute one, any other lies in this folder.
         modality: what it serves.
         extra: the pip extra that installs it.
         packages: modules that must be importable.
@@ -88,7 +87,8 @@ class EngineRow:
 _TORCH = ("torch", "transformers", "accelerate")
 _DIFFUSERS = (*_TORCH, "diffusers")
 
-ENGINES: Mapping[str, EngineRow] = {
+#: an application that brings an engine of its own adds a row
+ENGINES: dict[str, EngineRow] = {
     "llama_cpp": EngineRow(
         "llama_cpp", "LlamaCppChat", "llm", "llm", ("llama_cpp", "jinja2"), ("llama-cpp-python>=0.3.36", "jinja2")
     ),
@@ -137,4 +137,5 @@ def engine_class(engine: str) -> type[Any]:
             f"The engine {engine} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
             hint=f"Run: pip install 'lollms-local[{row.extra}]'",
         )
-    return getattr(importlib.import_module(f"{__name__}.{row.module}"), row.name)  # type: ignore[no-any-return]
+    module = row.module if "." in row.module else f"{__name__}.{row.module}"
+    return getattr(importlib.import_module(module), row.name)  # type: ignore[no-any-return]
