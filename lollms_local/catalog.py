@@ -122,7 +122,11 @@ class ModelSpec(_Strict):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         """A bare string is a path."""
-        return tuple({"path": v} if isinstance(v, str) else v for v in value) if isinstance(value, (list, tuple)) else value
+        return (
+            tuple({"path": v} if isinstance(v, str) else v for v in value)
+            if isinstance(value, (list, tuple))
+            else value
+        )
 
     @field_validator("id")
     @classmethod
@@ -183,9 +187,7 @@ class Catalog:
     def select(self, *, modality: Modality | None = None, model_set: str = "") -> list[ModelSpec]:
         """Models of a modality and/or of a named set, in the catalogue's order."""
         return [
-            s
-            for s in self
-            if (modality is None or s.modality == modality) and (not model_set or model_set in s.sets)
+            s for s in self if (modality is None or s.modality == modality) and (not model_set or model_set in s.sets)
         ]
 
     def get(self, model_id: str, modality: Modality | None = None) -> ModelSpec:
@@ -198,7 +200,9 @@ class Catalog:
             (s for s in self if s.origin.kind == "hf" and s.origin.name.lower() == model_id.lower()), None
         )
         if spec is None:
-            raise ModelNotFound(f"There is no model {model_id!r} in the catalogue.", hint=self._near(model_id, modality))
+            raise ModelNotFound(
+                f"There is no model {model_id!r} in the catalogue.", hint=self._near(model_id, modality)
+            )
         if modality is not None and spec.modality != modality:
             raise ModelNotFound(
                 f"The model {model_id!r} is for {spec.modality}, not for {modality}.", hint=self._near("", modality)
@@ -218,7 +222,9 @@ def _read_file(file: Path) -> list[ModelSpec]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
-        raise CatalogError(f"{file}{where} cannot be read as YAML.", hint="Compare it with the models.yaml we ship.") from exc
+        raise CatalogError(
+            f"{file}{where} cannot be read as YAML.", hint="Compare it with the models.yaml we ship."
+        ) from exc
     if data is None:
         return []
     if not isinstance(data, dict) or not isinstance(data.get("models"), list) or set(data) - {"version", "models"}:

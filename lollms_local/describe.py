@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from .host import BindingOptions, LocalBinding
+from .host import LocalBinding
+from .host_edge import BindingOptions
 
 __all__ = ["describe"]
 
@@ -15,7 +16,13 @@ _PULL = {
     "title": "Download a model",
     "description": "Download a model by its catalogue name or Hugging Face repository, with progress.",
     "parameters": [
-        {"name": "model_name", "type": "str", "mandatory": True, "default": "", "description": "Catalogue id or org/repo."}
+        {
+            "name": "model_name",
+            "type": "str",
+            "mandatory": True,
+            "default": "",
+            "description": "Catalogue id or org/repo.",
+        }
     ],
     "output": [
         {"name": "status", "type": "bool", "description": "true on success"},

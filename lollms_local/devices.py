@@ -172,9 +172,11 @@ def choose_dtype(device: Device, workload: Workload, request: str = "auto") -> t
     if request != "auto" and not (request == "float16" and device.kind == "cpu"):
         return request, "asked for"  # type: ignore[return-value]
     if device.kind == "cuda":
-        return ("bfloat16", "diffusion keeps range in bfloat16") if workload == "diffusion" and cuda_has_bf16(
-            device
-        ) else ("float16", "half the memory of float32 at full speed")
+        return (
+            ("bfloat16", "diffusion keeps range in bfloat16")
+            if workload == "diffusion" and cuda_has_bf16(device)
+            else ("float16", "half the memory of float32 at full speed")
+        )
     if device.kind == "mps":
         return "float16", "MPS runs half precision at full speed"
     asked = "float16 is far slower than float32 on a CPU; " if request == "float16" else ""

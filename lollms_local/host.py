@@ -6,24 +6,22 @@ every generation asks the Runtime for its model again, because the host may have
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
-
-from pydantic import Field
+from typing import Any, ClassVar, Generic, TypeVar
 
 from . import weights
 from .catalog import ModelSpec
 from .engines import engine_row
 from .errors import EngineNotInstalled, LocalModelError
+from .host_edge import BindingOptions, console, edge, progress_dict
 from .host_models import ModelCommands
-from .modalities.base import Control, LoadOptions, Modality, Progress
-from .options import Options, choice
+from .modalities.base import Control, LoadOptions, Modality
+from .options import Options
 from .runtime import Job, get_runtime
 
 __all__ = ["BindingOptions", "LocalBinding", "edge"]
@@ -34,43 +32,11 @@ M = TypeVar("M")
 R = TypeVar("R")
 
 
-class BindingOptions(Options):
-    """Settings that every one of our bindings has."""
-
-    models_path: str = choice("", "Folder with models; empty = ~/.lollms_client/models (shared by all local bindings).")
-    idle_unload_s: float = choice(0.0, "Unload a model after this many idle seconds; 0 = never.", ge=0)
-    error_mode: Literal["raise", "dict"] = choice(
-        "raise", "On failure: raise | dict. raise = an exception; dict = {status: error, message, hint}."
-    )
-    auto_install: bool = choice(False, "Install a missing library by pip when a model first needs it.")
-    hf_token: str = Field(
-        "",
-        description="Hugging Face token for gated models; empty = the environment variable HF_TOKEN. Never stored by us.",
-        json_schema_extra={"is_secret": True},
-    )
-
-
-def edge(method: Callable[..., R]) -> Callable[..., R]:
-    """Mark a method as the host's edge: our errors are remembered, logged, and given in the form of `error_mode`."""
-
-    @functools.wraps(method)
-    def guarded(self: LocalBinding[Any], *args: Any, **kwargs: Any) -> R:
-        try:
-            return method(self, *args, **kwargs)
-        except LocalModelError as exc:
-            self._note(exc)
-            if self.settings_now().error_mode == "dict":
-                return {"status": "error", "message": exc.message, "hint": exc.hint}  # type: ignore[return-value]
-            raise
-
-    return guarded
-
-
 class LocalBinding(ModelCommands, Generic[M]):
     """The resource contract of the host, for one modality.
 
-    Class attributes that a binding sets: ``folder`` (`Path(__file__).parent`: the host's video loader registers no module to ask),
-    ``modality``, ``load_options``, ``call_options``, ``default_model`` (a catalogue id).
+    Class attributes that a binding sets: ``folder`` (`Path(__file__).parent`: the host's video loader registers no module
+    that could be asked), ``modality``, ``load_options``, ``call_options``, ``default_model`` (a catalogue id).
     """
 
     folder: ClassVar[Path]
@@ -160,8 +126,8 @@ class LocalBinding(ModelCommands, Generic[M]):
 
         Args:
             use: the work; it may run twice if memory ran out the first time.
-            given: the call's keyword arguments: options, and optionally `progress_callback` (or `callback`), told a dictionary
-                after every step, and `cancelled`, a function or `threading.Event` polled while it works.
+            given: the call's keyword arguments: options, and optionally `progress_callback` (or `callback`), told a
+                dictionary after every step, and `cancelled`, a function or `threading.Event` polled while it works.
             model: name of the model; None = the configured one.
         """
         job = self.job(model)
@@ -218,7 +184,7 @@ class LocalBinding(ModelCommands, Generic[M]):
             return False
 
     def load_model(self, model_name: str | None = None) -> bool:
-        """Load now. False on failure, with the reason in `get_last_error()`: an exception would end the host's start-up."""
+        """Load now. False on failure, with the reason in `get_last_error()`: raising would end the host's start-up."""
         if model_name:
             self.model_name = str(model_name)
         try:
@@ -298,7 +264,7 @@ class LocalBinding(ModelCommands, Generic[M]):
     # --- messages ---------------------------------------------------------------------------------------------
 
     def _say(self, text: str) -> None:
-        _console().info(f"[{self.binding_name}] {text}")
+        console().info(f"[{self.binding_name}] {text}")
 
     def _note(self, exc: BaseException, *, quiet: bool = False) -> None:
         """Remember and show a failure; the whole trace only in debug mode."""
@@ -306,37 +272,11 @@ class LocalBinding(ModelCommands, Generic[M]):
         if quiet:
             log.debug("%s: %s", self.binding_name, self._last_error)
             return
-        _console().error(f"[{self.binding_name}] {self._last_error}")
+        console().error(f"[{self.binding_name}] {self._last_error}")
         if self.debug and not isinstance(exc, LocalModelError):
             from ascii_colors import trace_exception
 
             trace_exception(exc)
-
-
-def progress_dict(progress: Progress) -> dict[str, Any]:
-    """A `Progress` with every key that one of the host's front ends reads."""
-    percentage = 100.0 * progress.done / progress.total if progress.total else 0.0
-    return {
-        "status": progress.stage or "working",
-        "message": f"{progress.stage or 'working'}: {progress.done:g}/{progress.total:g} {progress.unit}",
-        "completed": progress.done,
-        "total": progress.total,
-        "percentage": percentage,
-        "downloaded_size": progress.done,
-        "total_size": progress.total,
-        "unit": progress.unit,
-        "stage": progress.stage,
-        "preview": progress.preview,
-    }
-
-
-def _console() -> Any:
-    """The host's console, or the log where the host is not installed."""
-    try:
-        from ascii_colors import ASCIIColors
-    except ImportError:
-        return log
-    return ASCIIColors
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

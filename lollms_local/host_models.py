@@ -1,4 +1,4 @@
-"""ModelCommands: the part of a binding that lists, fetches and reports models, in the shapes the host's front ends read."""
+"""ModelCommands: how a binding lists, fetches and reports models, in the shapes that the host's front ends read."""
 
 from __future__ import annotations
 
@@ -137,7 +137,9 @@ def _record(spec: ModelSpec, here: bool) -> dict[str, Any]:
 
 def _link(spec: ModelSpec) -> str:
     origin = spec.origin
-    return f"https://huggingface.co/{origin.name}" if origin.kind == "hf" else f"https://pypi.org/project/{origin.name}/"
+    return (
+        f"https://huggingface.co/{origin.name}" if origin.kind == "hf" else f"https://pypi.org/project/{origin.name}/"
+    )
 
 
 def _result(status: bool, message: str, **more: Any) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The host hands every configured value over as a string (and turns ``0`` into ``"False"``, ``1`` into ``"True"``), front
 ends turn an absent number into ``0``, and callers pass ``None`` for "I did not say". So an :class:`Options` class
-coerces by its own annotations and never uses ``None`` for a number: a field declares the value that means "let the model or
-the engine choose" with :func:`auto`, and that value never hides a choice made in a lower layer.
+coerces by its own annotations and never uses ``None`` for a number: a field declares the value that means "let the
+model or the engine choose" with :func:`auto`, and that value never hides a choice made in a lower layer.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import json
 import logging
 import types
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from typing_extensions import Self
 
 from .errors import UnsupportedRequest
 

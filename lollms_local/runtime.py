@@ -37,11 +37,15 @@ _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
 class Settings(Options):
     """Process-wide settings; each is read from the environment variable LOLLMS_LOCAL_<NAME IN CAPITALS>."""
 
-    models_dir: str = Field("", description="Folder with models; empty = <LOLLMS_SYSTEM_PATH or ~/.lollms_client>/models.")
+    models_dir: str = Field(
+        "", description="Folder with models; empty = <LOLLMS_SYSTEM_PATH or ~/.lollms_client>/models."
+    )
     ram_budget_gb: float = Field(0.0, ge=0, description="Most RAM that models may take, in GiB; 0 = all but a reserve.")
     vram_budget_gb: float = Field(0.0, ge=0, description="Most memory per GPU, in GiB; 0 = all but a reserve.")
     wait_s: float = Field(120.0, ge=0, description="Longest wait for a model that others use, in seconds.")
-    eviction: Literal["cost", "lru"] = Field("cost", description="What leaves first: cheapest to bring back, or oldest.")
+    eviction: Literal["cost", "lru"] = Field(
+        "cost", description="What leaves first: cheapest to bring back, or oldest."
+    )
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -141,7 +145,7 @@ class Runtime:
         return ModelSpec(id=safe[:120], modality=modality, engine=engine, source=f"path:{path}", verified=True)
 
     def models(self, modality: Modality, models_dir: Path | None = None) -> list[tuple[ModelSpec, bool]]:
-        """All models of a modality with whether each is on this disk: the catalogue's, then those dropped in the folder."""
+        """All models of a modality, and whether each is on this disk: the catalogue's, then the folder's others."""
         folder = models_dir or self.models_dir
         rows = [(s, weights.is_downloaded(s, folder)) for s in self.catalog.select(modality=modality)]
         known = {s.id for s, _ in rows}
@@ -183,7 +187,7 @@ class Runtime:
         return self.manager.unload(job.key)
 
     def _plan(self, job: Job) -> dict[str, Any]:
-        """The manager's arguments for a job. Nothing is read or imported here: a loaded model costs no look at the disk."""
+        """The manager's arguments for a job. Nothing is read here: a loaded model costs no look at the disk."""
         planned: list[tuple[Device, Footprint]] = []
 
         def claims() -> dict[str, int]:

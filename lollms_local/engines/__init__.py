@@ -10,9 +10,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
-
-from typing_extensions import Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from ..catalog import ModelSpec
 from ..devices import Device
@@ -46,8 +44,8 @@ class Engine(Protocol):
         """Bytes it will need, from file headers, and where its parts would go.
 
         Args:
-            room_bytes: most that the device's pool can give after everything idle has been evicted. An engine that can place
-                its parts in several ways picks the fastest that fits and says so in `Footprint.placement`/`reason`.
+            room_bytes: most that the device's pool can give after everything idle has been evicted. An engine that can
+                place its parts in several ways picks the fastest that fits; see `Footprint.placement` and `reason`.
 
         Raises:
             LoadError: the files are damaged or unsafe. UnsupportedRequest: an option does not fit this model.
@@ -134,7 +132,7 @@ def engine_class(engine: str) -> type[Any]:
     missing = missing_packages(engine)
     if missing:
         raise EngineNotInstalled(
-            f"The engine {engine} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
+            f"The engine {engine} needs what is not installed: {', '.join(missing)}.",
             hint=f"Run: pip install 'lollms-local[{row.extra}]'",
         )
     module = row.module if "." in row.module else f"{__name__}.{row.module}"
