@@ -145,7 +145,7 @@ def weight_files(folder: Path, variant: str = "") -> list[Path]:
 
     Args:
         folder: a folder as transformers or diffusers save one (no subfolders are looked at).
-        variant: "fp16" picks ``*.fp16.safetensors``; "" picks the plain files, or the only variant where there are none.
+        variant: "fp16" picks ``*.fp16.safetensors``; "" picks the plain files, else the only variant there is.
 
     Raises:
         LoadError: there are none, a shard is missing, or the index names files outside the folder.
