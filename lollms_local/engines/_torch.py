@@ -1,4 +1,4 @@
-"""What every engine on torch shares: loading that cannot half succeed, seeds, hooks that stop a job, errors mapped once.
+"""What every engine on torch shares: loads that cannot half succeed, seeds, hooks that stop a job, errors mapped once.
 
 Nothing here imports torch until a function runs.
 """
@@ -122,8 +122,8 @@ def each_step(step: Callable[[], None]) -> Callable[..., None]:
 def hooks(modules: Iterable[Any], step: Callable[[], None]) -> Iterator[None]:
     """Call `step` before every forward pass of `modules`; to stop the work it raises.
 
-    Raising is the only way to stop that works everywhere: flags return half-made images, criteria that return True crash
-    MusicGen and Bark.
+    Raising is the only way to stop that works everywhere: flags return half-made images, criteria that return True
+    crash MusicGen and Bark.
     """
     hook = each_step(step)
     handles = [module.register_forward_pre_hook(hook) for module in modules]
@@ -135,7 +135,7 @@ def hooks(modules: Iterable[Any], step: Callable[[], None]) -> Iterator[None]:
 
 
 def stop_criterion(step: Callable[[], None]) -> Any:
-    """A transformers stopping criterion list that never stops by itself: it calls `step` once per token, which may raise."""
+    """A transformers stopping criteria list that never stops by itself: it calls `step` per token, which may raise."""
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -161,8 +161,8 @@ def resolve_seed(seed: int) -> int:
 def seeded(seed: int, device: Device) -> Iterator[None]:
     """Draw from torch's global generators as if just seeded, and put them back afterwards.
 
-    For models that take no generator (Bark, VITS, MusicGen). Such engines set ``shares_rng``: they take turns, because the
-    generators are the process's own.
+    For models that take no generator (Bark, VITS, MusicGen). Such engines set ``shares_rng``: they take turns, because
+    the generators are the process's own.
     """
     import torch
 
@@ -197,7 +197,7 @@ def torch_dtype(name: str) -> Any:
 
 
 def load_pretrained(cls: Any, folder: Path, dtype: str, what: str, **kwargs: Any) -> Any:
-    """`cls.from_pretrained` for a transformers model: offline, safetensors only, complete, in an explicit number format.
+    """`cls.from_pretrained` of transformers: offline, safetensors only, complete, in an explicit number format.
 
     Args:
         cls: a model class of transformers.
