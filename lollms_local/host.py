@@ -35,8 +35,8 @@ R = TypeVar("R")
 class LocalBinding(ModelCommands, Generic[M]):
     """The resource contract of the host, for one modality.
 
-    Class attributes that a binding sets: ``folder`` (`Path(__file__).parent`: the host's video loader registers no module
-    that could be asked), ``modality``, ``load_options``, ``call_options``, ``default_model`` (a catalogue id).
+    Class attributes that a binding sets: ``folder`` (`Path(__file__).parent`: the host's video loader registers no
+    module that could be asked), ``modality``, ``load_options``, ``call_options``, ``default_model`` (a catalogue id).
     """
 
     folder: ClassVar[Path]

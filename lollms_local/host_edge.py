@@ -1,4 +1,4 @@
-"""The edge between a binding and the host: settings that all bindings have, the form of errors, progress and messages."""
+"""The edge between a binding and the host: settings of all bindings, the form of errors, progress and messages."""
 
 from __future__ import annotations
 
