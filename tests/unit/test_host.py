@@ -212,7 +212,9 @@ def test_ps_tells_what_is_in_memory(folder: Path) -> None:
 
 
 def test_the_host_s_odd_arguments_do_no_harm(folder: Path) -> None:
-    binding = FakeBinding(binding_name="x", debug="True", wait_for_server=False, bindings_other_port="1", host_address=None)
+    binding = FakeBinding(
+        binding_name="x", debug="True", wait_for_server=False, bindings_other_port="1", host_address=None
+    )
     assert binding.binding_name == Path(__file__).parent.name
     assert binding.transcribe_audio("x", language="en", nonsense=object()) == "one 3"
 
