@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ __all__ = [
     "each_step",
     "foreign_errors",
     "hooks",
+    "limit_threads",
     "load_pretrained",
     "quiet",
     "reject_absurd_config",
@@ -189,6 +191,14 @@ def quiet() -> None:
         diffusers_logging.set_verbosity_error()
 
 
+def limit_threads() -> None:
+    """Give torch this process's share of the cores, unless the user has set it: more threads than cores run slower."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() != cpu_threads():
+        torch.set_num_threads(cpu_threads())
+
+
 def torch_dtype(name: str) -> Any:
     """The torch dtype of "float32", "bfloat16" or "float16"."""
     import torch
@@ -212,9 +222,7 @@ def load_pretrained(cls: Any, folder: Path, dtype: str, what: str, **kwargs: Any
         LoadError: files are missing or damaged, tensors are missing or of another shape, or the config is absurd.
         InsufficientMemory: no room.
     """
-    import torch
-
-    torch.set_num_threads(cpu_threads())
+    limit_threads()
     quiet()
     reject_absurd_config(folder)
     hint = "Remove the model and download it again."
