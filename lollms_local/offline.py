@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["offline"]
+__all__ = ["offline", "user_is_offline"]
 
 _lock = threading.RLock()
 _depth = 0
@@ -35,6 +35,13 @@ def offline() -> Iterator[None]:
             _depth -= 1
             if _depth == 0:
                 _leave()
+
+
+def user_is_offline() -> bool:
+    """True if the user forbids the network by HF_HUB_OFFLINE, whatever a load that is under way has set."""
+    with _lock:
+        value = _before.get("HF_HUB_OFFLINE") if _depth else os.environ.get("HF_HUB_OFFLINE")
+    return (value or "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _enter() -> None:

@@ -12,10 +12,11 @@ import json
 import logging
 import types
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from typing_extensions import Self
 
 from .errors import UnsupportedRequest
 

