@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,15 @@ __all__ = [
     "PipelineFolder",
     "accepted",
     "check_attention",
+    "check_pipeline",
+    "inspect_config",
     "inspect_folder",
+    "inspect_part",
     "job_pipe",
     "load_part",
     "load_pipeline",
+    "measured_bytes",
+    "modules_of",
     "named_scheduler",
     "place",
     "scheduler_names",
@@ -65,6 +70,7 @@ class Part:
         class_name: e.g. "UNet2DConditionModel".
         files: the safetensors files that will be read.
         variant: of those files, e.g. "fp16"; "" = plain.
+        home: its folder.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Part:
     class_name: str
     files: tuple[Path, ...]
     variant: str
+    home: Path
 
     def nbytes(self, dtype: str) -> int:
         """Exact bytes of its tensors once they are loaded in `dtype`."""
@@ -86,11 +93,13 @@ class PipelineFolder:
         path: the folder.
         class_name: e.g. "StableDiffusionPipeline".
         parts: in the order of the index.
+        classes: class name of every row of the index, of those without weights too.
     """
 
     path: Path
     class_name: str
     parts: tuple[Part, ...]
+    classes: Mapping[str, str] = field(default_factory=dict)
 
     def part(self, *names: str) -> Part | None:
         """The first part of one of these names."""
@@ -102,9 +111,11 @@ class PipelineFolder:
 
     def config(self, name: str) -> dict[str, Any]:
         """A part's own configuration ({} where it has none)."""
+        part = self.part(name)
+        home = part.home if part is not None else self.path / name
         for file in ("config.json", "scheduler_config.json"):
-            if (self.path / name / file).is_file():
-                return _read_object(self.path / name / file)
+            if (home / file).is_file():
+                return _read_object(home / file)
         return {}
 
 
@@ -120,16 +131,48 @@ def inspect_folder(folder: Path, variant: str = "", *, replaced: frozenset[str] 
         LoadError: it is no pipeline, asks for code of its own, or weights are pickled, missing or damaged.
     """
     index = _read_index(folder)
-    parts = []
+    parts, classes = [], {}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list):
             continue
         part = _judge_entry(folder, name, entry, variant, replaced)
         if part is not None:
             parts.append(part)
+        if entry[1]:
+            classes[name] = str(entry[1])
     if not parts and not replaced:
         raise LoadError(f"The pipeline in {folder} names no part that has weights.", hint="Download the model again.")
-    return PipelineFolder(folder, str(index["_class_name"]), tuple(parts))
+    return PipelineFolder(folder, str(index["_class_name"]), tuple(parts), classes)
+
+
+def inspect_config(folder: Path) -> PipelineFolder:
+    """Judge a pipeline's folder that brings json and tokenizers only: its weights come from a single file.
+
+    Raises:
+        LoadError: as `inspect_folder`.
+    """
+    return inspect_folder(folder, replaced=frozenset(_read_index(folder)))
+
+
+def inspect_part(home: Path, name: str) -> PipelineFolder:
+    """Judge one part by itself, e.g. a VAE to use instead of a pipeline's own.
+
+    Args:
+        home: its folder, with a config.json of diffusers.
+        name: what it is in the pipeline.
+
+    Raises:
+        LoadError: its config names no class, or weights are pickled, missing or damaged.
+    """
+    reject_absurd_config(home)
+    class_name = _read_object(home / "config.json").get("_class_name")
+    if not isinstance(class_name, str):
+        raise LoadError(f"{home / 'config.json'} names no class of diffusers.", hint="Check the folder.")
+    files = _weight_files(home, "")
+    for file in files:
+        read_safetensors(file)
+    part = Part(name, "diffusers", class_name, files, _variant_of(files[0]), home)
+    return PipelineFolder(home.parent, "", (part,), {name: class_name})
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -174,7 +217,7 @@ def _judge_entry(folder: Path, name: str, entry: list[Any], variant: str, replac
     files = _weight_files(home, variant)
     for file in files:
         read_safetensors(file)
-    return Part(name, library, class_name, files, _variant_of(files[0]))
+    return Part(name, library, class_name, files, _variant_of(files[0]), home)
 
 
 def _is_diffusers_package(library: str) -> bool:
@@ -295,7 +338,7 @@ def load_part(folder: PipelineFolder, part: Part, dtype: str) -> Any:
     from transformers import PreTrainedModel
 
     cls = _part_class(folder, part)
-    home = folder.path / part.name
+    home = part.home
     what = f"The part {part.name} of {folder.path.name}"
     options: dict[str, Any] = {"variant": part.variant} if part.variant else {}
     if issubclass(cls, PreTrainedModel):
@@ -316,9 +359,12 @@ def load_part(folder: PipelineFolder, part: Part, dtype: str) -> Any:
 
 
 def _part_class(folder: PipelineFolder, part: Part) -> Any:
+    from diffusers import pipelines
     from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 
     try:
+        if not hasattr(pipelines, part.library) and part.library not in _LIBRARIES:
+            raise AttributeError(part.library)
         return simple_get_class_obj(part.library, part.class_name)
     except (AttributeError, ImportError, ValueError) as exc:
         raise LoadError(
