@@ -1,0 +1,207 @@
+"""May this model be loaded now? The table of what is in memory, and the judgement. Nothing loads or frees here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from .errors import InsufficientMemory, ModelBusy
+from .eviction import Decision, Policy, Resident, plan_eviction
+from .memory import Pools, readable
+from .residents import History, Slot, receipt
+from .turns import Blocked, Request, Turns
+
+__all__ = ["Admission", "Table"]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The judgement on one load.
+
+    Attributes:
+        blocked: what is in the way; None = go on.
+        victims: what must be evicted first.
+        shortfall, rows, at: what the victims were chosen from, and when.
+    """
+
+    blocked: Blocked | None = None
+    victims: tuple[Slot, ...] = ()
+    shortfall: Mapping[str, int] = field(default_factory=dict)
+    rows: tuple[Resident, ...] = ()
+    at: float = 0.0
+
+
+class Table:
+    """What is in memory. Every method is called with the turns' lock held."""
+
+    def __init__(self, pools: Pools, turns: Turns, policy: Policy, clock: Callable[[], float]) -> None:
+        self.pools, self.turns, self.policy, self.clock = pools, turns, policy, clock
+        self.slots: dict[Hashable, Slot] = {}
+        self.history: dict[Hashable, History] = {}
+        self.pinned: set[Hashable] = set()
+        self.decisions: deque[Decision] = deque(maxlen=64)
+        self.floor = 0.0
+
+    def is_idle(self, slot: Slot) -> bool:
+        """Whether it may be evicted."""
+        return slot.state == "ready" and not slot.users and slot.key not in self.pinned
+
+    def charged(self, pool: str) -> int:
+        """Bytes that all residents are charged for."""
+        return sum(slot.charged.get(pool, 0) for slot in self.slots.values())
+
+    def available(self, pool: str, *, strict: bool = True) -> int:
+        """Bytes that can be had without an eviction."""
+        return self.pools.available(pool, [s.charge(pool) for s in self.slots.values()], strict=strict)
+
+    def room(self, pool: str) -> int:
+        """Bytes that can be had when everything idle has left."""
+        leaving = (s for s in self.slots.values() if self.is_idle(s) or s.state == "closing")
+        return max(0, self.available(pool) + sum(s.charged.get(pool, 0) for s in leaving))
+
+    def overdrawn(self, pools: Mapping[str, int]) -> dict[str, int]:
+        """Bytes by which the charges exceed the budget, for those pools where they do."""
+        over = {pool: self.charged(pool) - self.pools.budget(pool) for pool in pools}
+        return {pool: count for pool, count in over.items() if count > 0}
+
+    def relief(self, over: Mapping[str, int]) -> list[Slot]:
+        """What to evict so that the charges fit the budget again; everything idle there if even that is not enough."""
+        plan = plan_eviction(self.rows(), over, self.clock(), self.policy)
+        if plan is not None:
+            return [self.slots[row.key] for row in plan]
+        return [s for s in self.slots.values() if self.is_idle(s) and over.keys() & s.charged.keys()]
+
+    def rows(self) -> list[Resident]:
+        """What could be chosen from."""
+        return [s.resident(s.key in self.pinned) for s in self.slots.values() if s.state == "ready"]
+
+    # --- changes ----------------------------------------------------------------------------------------------
+
+    def needs(self, key: Hashable, predicted: Mapping[str, int]) -> dict[str, int]:
+        """Bytes to plan with: the prediction, or what the same prediction turned out to be before if that is more."""
+        seen = self.history[key].measured.get(_figure(predicted), {}) if key in self.history else {}
+        return {pool: max(count, seen.get(pool, 0)) for pool, count in {**seen, **predicted}.items()}
+
+    def insert(self, request: Request) -> Slot:
+        """A row for a model about to be loaded, leased to the request that loads it."""
+        now = self.clock()
+        slot = Slot(
+            request.key, request.label, request.terms,
+            claims=request.predicted or {}, charged=dict(request.needs or {}),
+            history=self.history.setdefault(request.key, History()), floor=self.floor, loaded_at=now, last_used=now,
+        )  # fmt: skip
+        slot.take(request, now)
+        self.slots[request.key] = slot
+        return slot
+
+    def correct(self, slot: Slot, measured: Mapping[str, int]) -> None:
+        """Charge a loaded model for what it was seen to take, if that is more than predicted, and remember it."""
+        slot.measured = dict(measured)
+        slot.loaded_at = slot.last_used = self.clock()
+        slot.history.measured[_figure(slot.claims)] = dict(measured)
+        for pool, count in measured.items():
+            slot.charged[pool] = max(slot.charged.get(pool, 0), count)
+
+    def remove(self, slots: Iterable[Slot]) -> None:
+        """Forget rows."""
+        for slot in slots:
+            if self.slots.get(slot.key) is slot:
+                del self.slots[slot.key]
+
+    # --- the judgement ----------------------------------------------------------------------------------------
+
+    def admit(self, request: Request, *, strict: bool = True) -> Admission:
+        """What is in the way of a load, or what must be evicted first.
+
+        Args:
+            strict: False right after an eviction, see `Pools.available`.
+
+        Raises:
+            InsufficientMemory: there can be no room, or only if what is pinned or this thread itself holds were gone.
+        """
+        shortfall, reserved = self._shortfall(request, strict)
+        if not any(shortfall.values()):
+            return Admission(self.turns.may_load(request))
+        ahead = [why for other, why in self.turns.ahead(request) if other.owner is request.owner]
+        drained = {key for why in ahead for key in why.drain}
+        rows = tuple(row for row in self.rows() if row.key not in drained)
+        now = self.clock()
+        plan = plan_eviction(rows, shortfall, now, self.policy)
+        if plan is not None:
+            victims = tuple(self.slots[row.key] for row in plan)
+            return Admission(self.turns.may_load(request), victims, shortfall, rows, now)
+        if any(slot.state == "closing" for slot in self.slots.values()):
+            return Admission(Blocked("load"))
+        mine = {s.key for s in self.slots.values() if request.caller in s.users}
+        later = [row if row.key in mine else replace(row, leases=0) for row in rows]
+        plan = plan_eviction(later, shortfall, now, self.policy)
+        if plan is not None:
+            return Admission(Blocked("room", frozenset(row.key for row in plan)))
+        if reserved or drained:
+            return Admission(Blocked("room"))
+        self.decisions.append(Decision(request.label, now, self.policy, shortfall, rows, None))
+        raise self.insufficient(request, "What is pinned, or held by the thread that asks, cannot leave.")
+
+    def _shortfall(self, request: Request, strict: bool) -> tuple[dict[str, int], bool]:
+        """Missing bytes per pool, and whether earlier requests have a part in it."""
+        shortfall, reserved = {}, False
+        for pool, count in (request.needs or {}).items():
+            available = self.available(pool, strict=strict)
+            if count > available + self.charged(pool):
+                raise self.insufficient(request, "It would not fit with every other model gone.")
+            promised = self._promised(request, pool)
+            reserved = reserved or promised > 0
+            shortfall[pool] = max(0, count - (available - promised))
+        return shortfall, reserved
+
+    def _promised(self, request: Request, pool: str) -> int:
+        """Bytes that earlier requests wait for, beyond what they will get from the models they wait to see evicted."""
+        promised = 0
+        for other, why in self.turns.ahead(request):
+            if other.owner is request.owner and why.reason == "room" and other.needs:
+                coming = sum(self.slots[key].charged.get(pool, 0) for key in why.drain if key in self.slots)
+                promised += max(0, other.needs.get(pool, 0) - coming)
+        return promised
+
+    # --- refusals ---------------------------------------------------------------------------------------------
+
+    def receipt(self, label: str, needs: Mapping[str, int]) -> str:
+        """Who holds what."""
+        return receipt(label, needs, self.pools, self.slots.values(), self.pinned)
+
+    def would_fit(self, pools: Mapping[str, int]) -> str:
+        """A way out that works: what could be loaded now."""
+        fits = " and ".join(f"{readable(self.room(pool))} of {pool}" for pool in pools)
+        limited = [pool for pool in pools if pool in (self.pools.budgets or {})]
+        more = f", or raise the budget of {' and '.join(limited)}" if limited else ""
+        return f"Up to {fits} can be had now: choose a smaller model, context or number format{more}."
+
+    def insufficient(self, request: Request, why: str) -> InsufficientMemory:
+        needs = request.needs or {}
+        return InsufficientMemory(f"{self.receipt(request.label, needs)} {why}", hint=self.would_fit(needs))
+
+    def busy(self, request: Request, blocked: Blocked) -> ModelBusy:
+        """The refusal for a request that may not, or no longer, wait."""
+        slot = self.slots.get(request.key)
+        if blocked.reason == "turn" and slot is not None:
+            by = ", ".join(sorted(h for h in slot.holders if h))
+            what = f"{request.label} is in use{f' by {by}' if by else ''}."
+        elif blocked.reason == "room":
+            what = self.receipt(request.label, request.needs or slot.charged if slot else request.needs or {})
+        elif blocked.reason == "torch":
+            what = f"{request.label} cannot be loaded while another torch model is at work."
+        else:
+            what = f"{request.label} must wait for another model that draws from the same random generator."
+        if request.nested:
+            return ModelBusy(
+                f"{what} This thread holds a model already, so it does not wait: two such could block each other.",
+                hint="Finish with the first model before using the second, or try again when the other job is done.",
+            )
+        return ModelBusy(
+            f"{what} It was not free within {request.wait_s:g} s.", hint="Try again when that job is done."
+        )
+
+
+def _figure(claims: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(claims.items()))

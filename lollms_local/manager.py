@@ -1,0 +1,336 @@
+"""The only door to memory: whoever wants a model leases it here, and what is leased stays until the lease ends.
+
+    with manager.lease(key, label="sd-turbo", claims=lambda: {"cuda:0": size}, load=load) as model:
+        ...
+
+A model is loaded on first use and stays while the budget allows. What must leave for another is chosen by
+`eviction.plan_eviction`; whether there is room, by `admission.Table`; who goes first, by `turns.Turns`;
+`loading.Loader` carries it out. One lock guards all of that; models are loaded, closed and measured outside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from . import memory as memory_module
+from .admission import Table
+from .devices import Memory, pool_memory
+from .errors import ModelBusy
+from .eviction import Decision, Policy, Resident, plan_eviction
+from .loading import Loader
+from .memory import Pools, own_bytes
+from .residents import ResidentInfo, Slot, is_out_of_memory
+from .turns import PROCESS, Blocked, Request, Terms, Turns
+
+__all__ = ["Decision", "ModelManager", "Resident", "ResidentInfo", "Terms", "plan_eviction"]
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+
+class _RanOut(Exception):
+    """Memory ran out while a leased model worked."""
+
+
+class ModelManager:
+    """Owner of every loaded model of the process.
+
+    Args:
+        memory: total and free bytes of a pool, now.
+        budgets: most bytes for models, per pool; a pool without an entry has its total less the headroom.
+        headroom_bytes: bytes to leave alone, from a pool's name and total.
+        wait_s: longest wait for a model, or room, that other jobs hold.
+        clock: for ages and idle times.
+        give_back: collects garbage and returns freed memory to the system; once per batch of closed models.
+        policy: what leaves first; see `eviction.score`.
+        own: bytes this process really has of a pool; default: measured if `memory` is, else not asked.
+        turns: the queue; default: the process's own.
+        timer: unload idle models from a background thread; False leaves it to calls of `sweep`.
+    """
+
+    def __init__(
+        self,
+        memory: Callable[[str], Memory] = pool_memory,
+        *,
+        budgets: Mapping[str, int] | None = None,
+        headroom_bytes: Callable[[str, int], int] = memory_module.default_headroom,
+        wait_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+        give_back: Callable[[], None] = memory_module.give_back,
+        policy: Policy = "cost",
+        own: Callable[[str], int] | None = None,
+        turns: Turns = PROCESS,
+        timer: bool = True,
+    ) -> None:
+        if own is None and memory is pool_memory:
+            own = own_bytes
+        self._table = Table(Pools(memory, dict(budgets or {}), headroom_bytes, own), turns, policy, clock)
+        self._loader = Loader(self._table, give_back)
+        self._turns, self._wait_s, self._clock = turns, wait_s, clock
+        self._closed = False
+        self._use_timer = timer
+        self._timer: threading.Thread | None = None
+        self._timer_wake = threading.Event()
+
+    # --- use --------------------------------------------------------------------------------------------------
+
+    def lease(
+        self,
+        key: Hashable,
+        *,
+        label: str,
+        claims: Callable[[], Mapping[str, int]],
+        load: Callable[[], M],
+        terms: Terms = Terms(),  # noqa: B008  frozen
+        measure: Callable[[M], Mapping[str, int]] | None = None,
+        holder: str = "",
+        wait_s: float | None = None,
+    ) -> AbstractContextManager[M]:
+        """Hold a model for the length of a `with` block; it is loaded if need be.
+
+        A thread that holds a lease may ask for the same model again, and for another one: it gets that at once or an
+        error. (Two jobs of one thread on one model must not interleave: that is for the thread to see to.)
+
+        Args:
+            key: equal keys share one copy.
+            label: name for people.
+            claims: bytes it will need per pool; asked only when it is not loaded.
+            load: makes the model; it has `close()`. Never runs beside another load.
+            terms: what the engine allows.
+            measure: bytes a loaded model has per pool; default: what the pool lost during the load (not for "ram").
+            holder: who uses it, for `ps`.
+            wait_s: instead of the manager's.
+
+        Raises:
+            InsufficientMemory: it fits neither into an empty pool nor beside what cannot leave; nothing was evicted.
+            ModelBusy: others held it, or the room for it, for too long; or at once, in a thread that holds a lease.
+            Exception: whatever `claims` and `load` raise; nothing of the model is left then.
+        """
+        wait = self._wait_s if wait_s is None else wait_s
+        return _Lease(self, Request(self, key, label, terms, self._turns.caller(), claims, load, measure, holder, wait))
+
+    def call(self, key: Hashable, fn: Callable[[M], R], **lease: Any) -> R:
+        """Run `fn(model)` under a lease; if memory runs out in it, idle models make room and it runs once more.
+
+        Args:
+            key, lease: as for `lease`.
+
+        Raises:
+            InsufficientMemory: memory ran out twice; with the receipt. Otherwise as `lease`, and what `fn` raises.
+        """
+        try:
+            return self._run(key, fn, lease)
+        except _RanOut:
+            pass  # leave the handler first: the exception holds the tensors
+        with self._turns.cond:
+            slot = self._table.slots.get(key)
+            needs = dict(slot.charged) if slot is not None else {}
+        freed = self._loader.make_idle_leave(needs, keep=key)
+        log.warning("%s ran out of memory; %d idle models made room, once more.", lease["label"], freed)
+        try:
+            return self._run(key, fn, lease)
+        except _RanOut as ran_out:
+            exc = ran_out.__cause__ or ran_out
+            raise self._loader.out_of_memory(lease["label"], needs, exc, freed) from exc
+
+    def _run(self, key: Hashable, fn: Callable[[M], R], lease: Mapping[str, Any]) -> R:
+        """Run under a lease; `_RanOut` if `fn` ran out of memory."""
+        with self.lease(key, **lease) as model:
+            try:
+                return fn(model)
+            except Exception as exc:  # no library has a class of its own for this that all share
+                if not is_out_of_memory(exc):
+                    raise
+                traceback.clear_frames(exc.__traceback__)
+                raise _RanOut from exc
+
+    def is_loaded(self, key: Hashable) -> bool:
+        """Whether it is in memory and usable; takes no lock."""
+        slot = self._table.slots.get(key)
+        return slot is not None and slot.state == "ready"
+
+    def room(self, pool: str) -> int:
+        """Bytes a new model could get there after everything idle and unpinned has left."""
+        with self._turns.cond:
+            return self._table.room(pool)
+
+    # --- freeing ----------------------------------------------------------------------------------------------
+
+    def unload(self, key: Hashable) -> bool:
+        """Free a model, pinned or not. False, and nothing changed, while it is in use; True if it is gone."""
+        with self._turns.cond:
+            slot = self._table.slots.get(key)
+            if slot is None or slot.state == "closing":
+                return True
+            if slot.users:
+                return False
+            slot.state = "closing"
+        self._loader.close([slot])
+        return True
+
+    def unload_idle(self, pool: str | None = None) -> int:
+        """Free every model that is neither in use nor pinned; how many it were."""
+        return self._loader.evict_idle(None if pool is None else {pool})
+
+    def sweep(self) -> int:
+        """Free models that have been idle longer than their `idle_unload_s`; how many it were."""
+        with self._turns.cond:
+            now = self._clock()
+            due = [s for s in self._table.slots.values() if self._table.is_idle(s) and s.due(now) <= 0]
+            for slot in due:
+                slot.state = "closing"
+        self._loader.close(due)
+        return len(due)
+
+    def pin(self, key: Hashable, pinned: bool = True) -> None:
+        """Keep a model from eviction and idle unloading; also in advance, before it is loaded."""
+        with self._turns.cond:
+            (self._table.pinned.add if pinned else self._table.pinned.discard)(key)
+            self._turns.cond.notify_all()
+
+    def close(self) -> None:
+        """Free everything; what is in use goes when its lease ends. No further leases."""
+        with self._turns.cond:
+            self._closed = True
+            self._table.pinned.clear()
+            self._timer_wake.set()
+            self._turns.cond.notify_all()
+        self._loader.evict_idle()
+
+    # --- looking ----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> list[ResidentInfo]:
+        """What is in memory now, longest loaded first."""
+        with self._turns.cond:
+            now = self._clock()
+            return [slot.info(slot.key in self._table.pinned, now) for slot in self._table.slots.values()]
+
+    def explain(self) -> list[Decision]:
+        """The latest decisions to evict, or not to, oldest first."""
+        with self._turns.cond:
+            return list(self._table.decisions)
+
+    # --- getting a lease --------------------------------------------------------------------------------------
+
+    def _acquire(self, request: Request) -> Slot:
+        turns = self._turns
+        request.caller = turns.caller()  # the thread that enters the block counts
+        with turns.cond:
+            if not turns.queue and self._grant(request) is None:
+                return self._table.slots[request.key]
+        if request.caller.loading:
+            raise ModelBusy(f"{request.label} was asked for from inside the loading of another model.")
+        left_s = request.wait_s
+        with turns.queued(request):
+            while True:
+                with turns.cond:
+                    blocked = self._next(request)
+                    if blocked is not None:
+                        if blocked.reason != "load" and (request.nested or left_s <= 0):
+                            raise self._table.busy(request, blocked)
+                        left_s = turns.wait(request, blocked, left_s)
+                        continue
+                    request.blocked = None
+                    if turns.loader is not request:
+                        return self._table.slots[request.key]
+                slot = self._loader.load(request)
+                if slot is not None:
+                    with turns.cond:
+                        self._start_timer(slot)
+                    return slot
+
+    def _next(self, request: Request) -> Blocked | None:
+        """A step forward: a lease if the model is loaded, else the right to load it. If neither: what is in the way."""
+        if self._closed:
+            raise ModelBusy("The model manager has been closed.", hint="Use the process's current Runtime.")
+        if request.key in self._table.slots:
+            return self._grant(request)
+        if self._turns.loader is not None:
+            return Blocked("load")
+        blocked = self._table.admit(request).blocked if request.needs is not None else None
+        if blocked is None:
+            self._turns.loader = request
+        return blocked
+
+    def _grant(self, request: Request) -> Blocked | None:
+        """Lease a loaded model, if nothing and nobody is in the way."""
+        slot = self._table.slots.get(request.key)
+        if slot is None or slot.state != "ready" or self._closed:
+            return Blocked("load")
+        blocked = self._turns.may_use(request)
+        if blocked is not None:
+            return blocked
+        if not slot.has_turn_for(request.caller):
+            return Blocked("turn")
+        for other, why in self._turns.ahead(request):
+            if other.owner is self and other.key == request.key and why.reason != "load" and slot.terms.concurrency:
+                return Blocked("turn")
+            if other.owner is self and request.key in why.drain:
+                return Blocked("room")
+        if slot.terms.idle_unload_s != request.terms.idle_unload_s:
+            slot.terms = request.terms  # the latest word counts
+            self._start_timer(slot)
+        self._turns.take(request)
+        slot.take(request, self._clock())
+        slot.floor = self._table.floor
+        return None
+
+    def _release(self, slot: Slot, request: Request) -> None:
+        with self._turns.cond:
+            slot.give(request, self._clock())
+            self._turns.give(request)
+            last = [slot] if self._closed and not slot.users and slot.state == "ready" else []
+        self._loader.close(last)
+
+    # --- idle models ------------------------------------------------------------------------------------------
+
+    def _start_timer(self, slot: Slot) -> None:
+        """See to it that somebody watches the idle times."""
+        if not self._use_timer or slot.terms.idle_unload_s <= 0:
+            return
+        self._timer_wake.set()
+        if self._timer is None:
+            self._timer = threading.Thread(target=self._watch, name="lollms-local-idle", daemon=True)
+            self._timer.start()
+
+    def _watch(self) -> None:
+        """The timer: sleeps until the next model may be due, ends when there is none that could be."""
+        while True:
+            with self._turns.cond:
+                self._timer_wake.clear()
+                now = self._clock()
+                due = min((s.due(now) for s in self._table.slots.values()), default=threading.TIMEOUT_MAX)
+                if self._closed or due >= threading.TIMEOUT_MAX:
+                    self._timer = None
+                    return
+            if due > 0:
+                self._timer_wake.wait(due)
+            self.sweep()
+
+
+class _Lease(AbstractContextManager[M], Generic[M]):
+    """What `lease` returns. Good for one `with` block."""
+
+    __slots__ = ("_manager", "_request", "_slot")
+
+    def __init__(self, manager: ModelManager, request: Request) -> None:
+        self._manager, self._request = manager, request
+        self._slot: Slot | None = None
+
+    def __enter__(self) -> M:
+        self._slot = self._manager._acquire(self._request)
+        return self._slot.model  # type: ignore[no-any-return]
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._manager._release(slot, self._request)

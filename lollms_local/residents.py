@@ -1,0 +1,164 @@
+"""The manager's table: one row per model in memory, and the frozen pictures of it that others may see."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .eviction import Resident
+from .memory import Charge, Pools, readable
+from .turns import Caller, Request, Terms
+
+__all__ = ["ResidentInfo", "Slot", "is_out_of_memory", "receipt"]
+
+State = Literal["loading", "ready", "closing"]
+
+
+@dataclass(frozen=True)
+class ResidentInfo:
+    """One row for `ps`. Times are seconds of the manager's clock.
+
+    Attributes:
+        key, label: which model.
+        state: "loading", "ready" or "closing".
+        claims: predicted bytes per pool. measured: bytes seen to go at the load. charged: what the budget pays.
+        leases, holders: jobs that use it now, and who they are.
+        pinned: never evicted.
+        loaded_at, last_used: when. idle_s: seconds since it was last used; 0 while in use.
+        load_s: seconds its load took. uses: leases since it was first loaded.
+        idle_unload_s: it leaves after so many idle seconds; 0 = never.
+        returned: share of its memory that was measured as free after its last unload; None if it has not been seen.
+    """
+
+    key: Hashable
+    label: str
+    state: State
+    claims: Mapping[str, int]
+    measured: Mapping[str, int]
+    charged: Mapping[str, int]
+    leases: int
+    holders: tuple[str, ...]
+    pinned: bool
+    loaded_at: float
+    last_used: float
+    idle_s: float
+    load_s: float
+    uses: int
+    idle_unload_s: float
+    returned: float | None
+
+
+@dataclass
+class History:
+    """What is remembered of a model when it is not in memory."""
+
+    uses: int = 0
+    returned: float | None = None
+    measured: dict[tuple[tuple[str, int], ...], dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A row of the table. Changed only with the table's lock held."""
+
+    key: Hashable
+    label: str
+    terms: Terms
+    claims: Mapping[str, int]
+    charged: dict[str, int]
+    history: History
+    floor: float
+    loaded_at: float
+    last_used: float
+    state: State = "loading"
+    model: Any = None
+    measured: dict[str, int] = field(default_factory=dict)
+    load_s: float = 0.0
+    users: dict[Caller, int] = field(default_factory=dict)
+    holders: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def leases(self) -> int:
+        return sum(self.users.values())
+
+    def has_turn_for(self, caller: Caller) -> bool:
+        """Whether one more caller may use it. A thread that uses it may come again: it cannot race with itself."""
+        limit = self.terms.concurrency
+        return not limit or len(self.users) < limit or caller in self.users
+
+    def take(self, request: Request, now: float) -> None:
+        self.users[request.caller] = self.users.get(request.caller, 0) + 1
+        self.holders[request.holder] += 1
+        self.history.uses += 1
+        self.last_used = now
+
+    def give(self, request: Request, now: float) -> None:
+        left = self.users.pop(request.caller) - 1
+        if left:
+            self.users[request.caller] = left
+        self.holders -= Counter({request.holder: 1})
+        self.last_used = now
+
+    def due(self, now: float) -> float:
+        """Seconds until its idle time is over; infinite for one that stays."""
+        idle = self.terms.idle_unload_s
+        if idle <= 0 or self.state == "closing":
+            return threading.TIMEOUT_MAX
+        return idle if self.users or self.state == "loading" else self.last_used + idle - now
+
+    def charge(self, pool: str) -> Charge:
+        return Charge(self.charged.get(pool, 0), self.measured.get(pool, 0))
+
+    def resident(self, pinned: bool) -> Resident:
+        return Resident(
+            self.key, self.label, dict(self.charged), self.leases, pinned,
+            self.last_used, self.load_s, self.history.uses, self.floor,
+        )  # fmt: skip
+
+    def info(self, pinned: bool, now: float) -> ResidentInfo:
+        return ResidentInfo(
+            key=self.key, label=self.label, state=self.state,
+            claims=dict(self.claims), measured=dict(self.measured), charged=dict(self.charged),
+            leases=self.leases, holders=tuple(sorted(h for h in self.holders if h)), pinned=pinned,
+            loaded_at=self.loaded_at, last_used=self.last_used, idle_s=0.0 if self.users else now - self.last_used,
+            load_s=self.load_s, uses=self.history.uses, idle_unload_s=self.terms.idle_unload_s,
+            returned=self.history.returned,
+        )  # fmt: skip
+
+
+def receipt(label: str, needs: Mapping[str, int], pools: Pools, slots: Iterable[Slot], pinned: set[Hashable]) -> str:
+    """Who holds what: one sentence per pool."""
+    rows = list(slots)
+    parts = []
+    for pool, count in needs.items():
+        free = pools.memory(pool).free_bytes
+        held = [
+            f"{slot.label} {readable(slot.charged[pool])} ({_how(slot, slot.key in pinned)})"
+            for slot in rows
+            if slot.charged.get(pool)
+        ]
+        parts.append(
+            f"{label} needs {readable(count)} of {pool}; models may have {readable(pools.budget(pool))} there, "
+            f"{readable(free)} are free now, and models hold: {', '.join(held) or 'nothing'}."
+        )
+    return " ".join(parts)
+
+
+def _how(slot: Slot, pinned: bool) -> str:
+    if slot.users:
+        by = ", ".join(sorted(h for h in slot.holders if h))
+        return f"in use by {by}" if by else "in use"
+    if slot.state != "ready":
+        return slot.state
+    return "pinned" if pinned else "idle"
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether an error says that memory ran out, in the words of any of the libraries."""
+    if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(exc, RuntimeError) and any(word in str(exc).lower() for word in words)
