@@ -31,7 +31,7 @@ __all__ = ["Job", "Runtime", "Settings", "get_runtime", "set_runtime"]
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-_REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+$")
+_REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
 class Settings(Options):
