@@ -22,7 +22,7 @@ def place(pipe: Any, device: Device, plan: FitPlan) -> None:
     """
     import torch
 
-    vae = getattr(pipe, "vae", None)
+    vae: Any = getattr(pipe, "vae", None)
     if plan.vae_slicing and hasattr(vae, "enable_slicing"):
         vae.enable_slicing()
     if plan.vae_tiling and hasattr(vae, "enable_tiling"):
@@ -87,7 +87,7 @@ def tune(
     import torch
 
     done = []
-    denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    denoiser: Any = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     if device.kind == "cuda":
         if tf32:
             torch.backends.cuda.matmul.allow_tf32 = True

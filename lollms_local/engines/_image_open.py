@@ -164,7 +164,7 @@ def _check_gguf(file: Path) -> None:
 
 
 def _part_dtypes(folder: PipelineFolder, options: ImageLoadOptions, dtype: str) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name in folder.classes:
         wanted = options.vae_dtype if name == "vae" else options.text_encoder_dtype
         if (name == "vae" or name.startswith("text_encoder")) and wanted not in ("same", dtype):

@@ -66,7 +66,8 @@ def size_step(pipe: Any) -> int:
     processor = getattr(getattr(pipe, "image_processor", None), "config", None)
     processed = int(getattr(processor, "vae_scale_factor", scale) or scale)
     # families that fold 2x2 latents into a token have a processor that says so; SD3 says it by its patch only
-    return math.lcm(processed, scale * patch if isinstance(patch, int) else scale)
+    # and the pipelines of the SD family refuse what is no multiple of 8, whatever their parts could do
+    return math.lcm(8, processed, scale * patch if isinstance(patch, int) else scale)
 
 
 def native_size(pipe: Any) -> tuple[int, int]:

@@ -76,8 +76,8 @@ def sdxl() -> Any:
     )
 
 
-def sd3(*, latent_channels: int = 4) -> Any:
-    """SD3: three text encoders, a joint transformer, flow matching."""
+def sd3(*, latent_channels: int = 16) -> Any:
+    """SD3: three text encoders, a joint transformer, flow matching (its inpainting wants 16 latent channels)."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
