@@ -234,9 +234,7 @@ def _sd_unet() -> Any:
 def _ddim() -> Any:
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False, steps_offset=1
-    )
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False, steps_offset=1)
 
 
 def motion_adapter() -> Any:
