@@ -7,9 +7,7 @@ from lollms_local.client import connect
 
 
 def main(subject: str, folder: str, image_model: str = "sd-turbo", parts: int = 2) -> Path:
-    client = connect(
-        llm_binding_name="local_llm", tti_binding_name="local_tti", tti_binding_config={"model_name": image_model}
-    )
+    client = connect(chat=True, images=image_model)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     page = [f"<!doctype html><meta charset=utf-8><title>{subject}</title>"]

@@ -7,7 +7,7 @@ from lollms_local.client import connect
 
 
 def main(text_file: str, sound: str) -> None:
-    client = connect(tts_binding_name="local_tts")
+    client = connect(speech=True)
     text = Path(text_file).read_text(encoding="utf-8")
     Path(sound).write_bytes(client.tts.generate_audio(text, speed=1.05))
 

@@ -12,7 +12,7 @@ SENTENCES = [
 
 
 def main(query: str) -> list[tuple[float, str]]:
-    client = connect(llm_binding_name="local_llm")
+    client = connect(chat=True)
     wanted, *known = client.llm.embed([query, *SENTENCES])
     scores = [sum(a * b for a, b in zip(wanted, vector)) for vector in known]  # unit vectors: the cosine
     ranked = sorted(zip(scores, SENTENCES), reverse=True)

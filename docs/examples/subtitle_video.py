@@ -7,7 +7,7 @@ from lollms_local.client import connect
 
 
 def main(video: str) -> Path:
-    client = connect(stt_binding_name="local_stt")
+    client = connect(transcription=True)
     target = Path(video).with_suffix(".srt")
     target.write_text(client.stt.transcribe_audio(video, output="srt"), encoding="utf-8")
     print(target)

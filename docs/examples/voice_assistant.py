@@ -7,7 +7,7 @@ from lollms_local.client import connect
 
 
 def main(question: str, answer: str) -> str:
-    client = connect(llm_binding_name="local_llm", stt_binding_name="local_stt", tts_binding_name="local_tts")
+    client = connect(chat=True, transcription=True, speech=True)
     heard = client.stt.transcribe_audio(question)
     said = client.generate_text(heard, system_prompt="Answer in one short sentence.", n_predict=60)
     Path(answer).write_bytes(client.tts.generate_audio(said))

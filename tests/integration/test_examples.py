@@ -62,7 +62,7 @@ def test_illustrated_story_writes_pictures_and_text(runtime: Runtime, tmp_path: 
 
     from tests.tiny import diffusion
 
-    model = diffusion.build("sd", tmp_path / "tiny-sd")
+    model = diffusion.save(diffusion.stable_diffusion(), tmp_path / "tiny-sd")
     page = example("illustrated_story").main("a lighthouse", str(tmp_path / "story"), str(model), parts=1)
     assert Image.open(tmp_path / "story" / "1.png").size[0] >= 8
     assert '<img src="1.png">' in page.read_text()
@@ -91,7 +91,7 @@ def test_the_worked_engine_of_the_documents_transcribes(
     before = set_runtime(runtime)
     try:
         exec(compile(row, "writing-an-engine.md", "exec"), {})
-        client = connect(stt_binding_name="local_stt")
+        client = connect(transcription=True)
         sound = encode_audio(Audio(np.zeros((1, 24000), np.float32), 16000))
         assert client.stt.transcribe_audio(sound, model="echo") == "I heard 1.5 seconds"
     finally:
