@@ -1,0 +1,68 @@
+"""Progress bars of downloads: one per model and one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from ..weights import DownloadProgress
+
+__all__ = ["Bars"]
+
+
+class Bars:
+    """Bars on standard error; nothing at all when quiet.
+
+    Args:
+        quiet: show nothing.
+        total_bytes: of all models together; 0 = unknown.
+    """
+
+    def __init__(self, *, quiet: bool, total_bytes: int) -> None:
+        self._progress: Any = None
+        self._total_bytes = total_bytes
+        if not quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                console=Console(stderr=True),
+            )
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+            self._all = self._progress.add_task("all", total=self._total_bytes or None)
+            self._before = 0
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def follow(self, model: str) -> Callable[[DownloadProgress], None] | None:
+        """A function to give to `weights.fetch` for the next model."""
+        if self._progress is None:
+            return None
+        task = self._progress.add_task(model, total=None)
+        start = self._before
+
+        def tell(progress: DownloadProgress) -> None:
+            label = f"{model}: {progress.file}" if progress.stage != "check" else f"{model}: checking"
+            self._progress.update(
+                task, description=label, total=progress.total_bytes or None, completed=progress.done_bytes
+            )
+            if progress.stage == "fetch":
+                self._before = start + progress.done_bytes
+                self._progress.update(self._all, completed=self._before)
+
+        return tell
