@@ -55,14 +55,17 @@ def bindings_source(modality: Modality) -> Path:
     Raises:
         LocalModelError: it is in neither place.
     """
+    found = _own_folder(modality)
+    if found is None:
+        raise LocalModelError(f"The files of local_{modality} are missing.", hint="Install lollms-local again.")
+    return found
+
+
+def _own_folder(modality: Modality) -> Path | None:
     above = Path(__file__).resolve().parent.parent
     name = f"local_{modality}"
-    for folder in (above / "bindings" / name, above / "lollms_client" / f"{modality}_bindings" / name):
-        if (folder / "__init__.py").is_file():
-            return folder
-    raise LocalModelError(
-        f"The files of the binding {name} are not beside {above}.", hint="Install lollms-local again."
-    )
+    places = (above / "bindings" / name, above / "lollms_client" / f"{modality}_bindings" / name)
+    return next((folder for folder in places if (folder / "__init__.py").is_file()), None)
 
 
 def status(host: Path | None = None) -> list[BindingState]:
@@ -125,21 +128,20 @@ def _required(host: Path | None) -> Path:
 
 def _state(modality: Modality, host: Path) -> BindingState:
     place = host / f"{modality}_bindings" / f"local_{modality}"
-    source = bindings_source(modality)
-    return BindingState(modality, place, _judge(place, source))
+    return BindingState(modality, place, _judge(place, _own_folder(modality)))
 
 
-def _judge(place: Path, source: Path) -> State:
+def _judge(place: Path, source: Path | None) -> State:
     if place.is_symlink():
         if not place.exists():
             return "stale"
-        return "linked" if place.resolve() == source.resolve() else "foreign"
+        return "linked" if source is not None and place.resolve() == source.resolve() else "foreign"
     if not place.exists():
         return "missing"
-    if place.resolve() == source.resolve():
+    if source is not None and place.resolve() == source.resolve():
         return "installed"
     if (place / _MARKER).is_file():
-        return "copied" if _same_files(source, place) else "stale"
+        return "copied" if source is not None and _same_files(source, place) else "stale"
     # a wheel of ours in the host's site directory, seen from another checkout
     return "installed" if _names_us(place / "__init__.py") else "foreign"
 
