@@ -9,6 +9,7 @@ runs the same module would not be safe.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -81,6 +82,7 @@ class JobHooks:
     """
 
     def __init__(self, pipe: Any, *, deep: bool = True) -> None:
+        _lock_tokenizers(pipe)
         self._local = threading.local()
         check, count = each_step(self._check), each_step(self._count)
         for name, module in _networks(pipe):
@@ -116,6 +118,29 @@ class JobHooks:
             yield self._local.job
         finally:
             self._local.job = before
+
+
+def _lock_tokenizers(pipe: Any) -> None:
+    """Let one thread at a time into each tokenizer.
+
+    A fast tokenizer keeps padding and truncation as a state that every call sets and then uses: seen between two threads,
+    one's prompt was cut or padded as the other had asked.
+    """
+    for part in pipe.components.values():
+        inner = getattr(part, "_encode_plus", None)
+        if inner is not None:
+            part._encode_plus = _one_at_a_time(inner)
+
+
+def _one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    lock = threading.RLock()
+
+    @functools.wraps(function)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return function(*args, **kwargs)
+
+    return locked
 
 
 def _networks(pipe: Any) -> Iterator[tuple[str, Any]]:

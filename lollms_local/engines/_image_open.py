@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..errors import EngineNotInstalled, LoadError, UnsupportedRequest
@@ -214,7 +215,16 @@ def open_pipeline(files: ImageFiles) -> Any:
         pipe = _load_single(files, parts)
     if files.part_dtypes:
         _bridge_dtypes(pipe, files)
+    _bridge_clip(pipe)
     return pipe
+
+
+def _bridge_clip(pipe: Any) -> None:
+    """The SD pipelines look for the text encoder's last norm where transformers 4 had it, when layers are skipped."""
+    encoder = getattr(pipe, "text_encoder", None)
+    if hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model"):
+        # straight into the instance: assigned as an attribute it would become a second child of the network
+        vars(encoder)["text_model"] = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
 
 
 def _load_single(files: ImageFiles, parts: Mapping[str, Any]) -> Any:

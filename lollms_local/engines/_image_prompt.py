@@ -111,11 +111,21 @@ def _for_long_readers(pipe: Any, prompt: str, plain: dict[str, Any]) -> PromptAr
     tokenizer = next((reader for reader in readers if reader is not None), None)
     if parameter is None or tokenizer is None:
         return plain, ()
+    cut = _cut_by_clip(pipe, prompt)
     count = _tokens(tokenizer, prompt) + 1
     usual, most = int(parameter.default), max(512, int(parameter.default))
     if type(pipe).__name__.startswith("QwenImage"):
         most = 1024
     if count <= usual:
-        return plain, ()
-    notes = () if count <= most else (f"The prompt has {count} tokens; this model reads the first {most}.",)
+        return plain, cut
+    notes = cut if count <= most else (*cut, f"The prompt has {count} tokens; this model reads the first {most}.")
     return {**plain, "max_sequence_length": min(most, max(usual, count))}, notes
+
+
+def _cut_by_clip(pipe: Any, prompt: str) -> tuple[str, ...]:
+    """A sentence if a CLIP encoder beside the long reader sees only the beginning."""
+    tokenizer = pipe.tokenizer
+    if not type(tokenizer).__name__.startswith("CLIP") or _tokens(tokenizer, prompt) <= tokenizer.model_max_length - 2:
+        return ()
+    seen = tokenizer.model_max_length - 2
+    return (f"The prompt has {_tokens(tokenizer, prompt)} CLIP tokens: CLIP reads the first {seen}, T5 reads on.",)

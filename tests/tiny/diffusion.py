@@ -176,7 +176,7 @@ def z_image() -> Any:
         n_kv_heads=2,
         cap_feat_dim=32,
         axes_dims=(8, 4, 4),
-        axes_lens=(256, 32, 32),
+        axes_lens=(1024, 64, 64),
     ).eval()
     with torch.no_grad():  # these two are born uninitialised: they must be the same in every process
         transformer.x_pad_token.copy_(torch.ones_like(transformer.x_pad_token))
