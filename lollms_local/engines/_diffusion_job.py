@@ -123,8 +123,8 @@ class JobHooks:
 def _lock_tokenizers(pipe: Any) -> None:
     """Let one thread at a time into each tokenizer.
 
-    A fast tokenizer keeps padding and truncation as a state that every call sets and then uses: seen between two threads,
-    one's prompt was cut or padded as the other had asked.
+    A fast tokenizer keeps padding and truncation as a state that every call sets and then uses: seen between two
+    threads, one's prompt was cut or padded as the other had asked.
     """
     for part in pipe.components.values():
         inner = getattr(part, "_encode_plus", None)

@@ -79,7 +79,7 @@ def find_files(path: Path, variant: str, options: ImageLoadOptions, dtype: str) 
             raise UnsupportedRequest(
                 "A single-file checkpoint takes no other transformer.", hint="Use a pipeline folder."
             )
-        folder = inspect_config(_config_folder(single, options.config))
+        folder = inspect_config(_config_folder(single, options.checkpoint_config))
     else:
         folder = inspect_folder(path, variant, replaced=replaced)
     if transformer is not None and "transformer" not in folder.classes:
@@ -122,7 +122,7 @@ def _config_folder(single: Path, configured: str) -> Path:
     raise LoadError(
         f"{single.name} does not say which pipeline it is.",
         hint=f"Put that pipeline's json and tokenizer files into {single.with_suffix('')}, or name their folder in the "
-        'option "config".',
+        'option "checkpoint_config".',
     )
 
 

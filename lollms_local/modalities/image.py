@@ -54,7 +54,9 @@ class ImageLoadOptions(LoadOptions):
     text_encoder_dtype: PartDType = choice("same", "Number format of the text encoders: same | float32 | bfloat16.")
     vae: str = choice("", "Folder of a VAE to use instead of the model's own; empty = its own.")
     transformer: str = choice("", "A .gguf or .safetensors file to use as the transformer; empty = the model's own.")
-    config: str = choice("", "For a single-file checkpoint: folder with its pipeline's json and tokenizer files.")
+    checkpoint_config: str = choice(
+        "", "For a single-file checkpoint: folder with its pipeline's json and tokenizer files."
+    )
     safety_checker: bool = choice(True, "Keep the model's own safety checker, if it has one (it blackens pictures).")
     attention: str = choice(
         "auto", "Attention backend: auto | native | flash | sage | xformers ... auto = torch's own."
