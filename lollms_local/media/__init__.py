@@ -7,7 +7,7 @@ finiteness are checked before the data goes on. Every failure is a `MediaError` 
 
 from __future__ import annotations
 
-from .audio import Audio, AudioSource, decode_audio, iter_audio, resample
+from .audio import Audio, AudioSource, audio_duration_s, check_audio, decode_audio, iter_audio, resample
 from .audio_encode import encode_audio
 from .files import write_file
 from .images import decode_image, encode_png, read_png_metadata
@@ -18,6 +18,8 @@ __all__ = [
     "Audio",
     "AudioSource",
     "Cue",
+    "audio_duration_s",
+    "check_audio",
     "decode_audio",
     "decode_image",
     "decode_video",

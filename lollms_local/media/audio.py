@@ -23,8 +23,10 @@ __all__ = [
     "Audio",
     "AudioSource",
     "array_frames",
+    "audio_duration_s",
     "av_errors",
     "channel_layout",
+    "check_audio",
     "decode_audio",
     "iter_audio",
     "open_container",
@@ -134,7 +136,7 @@ def iter_audio(
     piece_s: float = 600.0,
     max_duration_s: float = 24 * 3600.0,
     refuse_longer: bool = True,
-) -> Iterator[Audio]:
+) -> Generator[Audio, None, None]:
     """Read a sound in pieces of `piece_s` seconds (the last one is shorter), so that its length costs no memory.
 
     Args:
@@ -318,3 +320,28 @@ def av_errors(name: str) -> Iterator[None]:
 
 def _human_s(seconds: float) -> str:
     return f"{seconds / 3600:g} hours" if seconds >= 3600 else f"{seconds:g} s"
+
+
+def audio_duration_s(source: AudioSource) -> float:
+    """Seconds that a sound's header claims, without decoding it; 0 where it does not say or cannot be read."""
+    if isinstance(source, Audio):
+        return source.duration_s
+    try:
+        with open_container(source) as (container, _):
+            track = container.streams.audio[0] if container.streams.audio else None
+            if track is not None and track.duration and track.time_base:
+                return float(track.duration * track.time_base)
+            return float(container.duration / 1e6) if container.duration else 0.0
+    except MediaError:
+        return 0.0  # whoever decodes it says what is wrong
+
+
+def check_audio(source: AudioSource) -> None:
+    """Decode the first second, to say what is wrong with a sound before work begins on it.
+
+    Raises:
+        MediaError: as `decode_audio`, for what shows at the beginning.
+    """
+    pieces = iter_audio(source, piece_s=1.0)
+    with contextlib.closing(pieces):
+        next(pieces, None)

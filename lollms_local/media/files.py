@@ -70,7 +70,7 @@ def looks_like_text(head: bytes) -> bool:
 def open_source(source: Any) -> Iterator[tuple[IO[bytes], str, str]]:
     """Open a path, bytes or a seekable binary file; yield it with its demuxer and a name for messages.
 
-    A file object is read from its present position and is left open.
+    A file object is read from its present position, to which it is put back; it is left open.
 
     Raises:
         MediaError: it is missing, empty, not readable, a URL, or of no format in the table.
@@ -92,7 +92,11 @@ def open_source(source: Any) -> Iterator[tuple[IO[bytes], str, str]]:
         start = stream.tell()
         head = stream.read(HEAD_BYTES)
         stream.seek(start)
-        yield stream, _container_of(head, name), name
+        try:
+            yield stream, _container_of(head, name), name
+        finally:
+            if stream is source:
+                stream.seek(start)  # the same object can be given again
 
 
 def local_path(source: str | os.PathLike[str]) -> Path:

@@ -1,0 +1,280 @@
+"""Speech to text with Whisper models in CTranslate2's format, through faster-whisper.
+
+A recording is read in pieces of ten minutes, so that a ten-hour file costs no more memory than a short one; a piece
+ends at the quietest moment near its end. A recording of one piece gives exactly what faster-whisper itself gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import Self
+
+from ..catalog import ModelSpec
+from ..devices import Device, cpu_threads
+from ..errors import GenerationError, InsufficientMemory, LoadError, LocalModelError, UnsupportedRequest
+from ..footprint import Footprint
+from ..media import Audio, AudioSource, audio_duration_s, iter_audio
+from ..modalities.base import Control, LoadOptions, Modality
+from ..modalities.transcription import Segment, Transcript, TranscriptionLoadOptions, TranscriptionOptions, Word
+from ._whisper_folder import (
+    WhisperPlan,
+    checked_files,
+    choose_compute_type,
+    language_code,
+    usable_device,
+    workspace_bytes,
+)
+
+if TYPE_CHECKING:
+    from faster_whisper import WhisperModel
+
+__all__ = ["FasterWhisperTranscriber"]
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000
+PIECE_S = 600.0
+#: a piece may end this much earlier, at its quietest moment
+CUT_WINDOW_S = 20.0
+#: shorter recordings are decoded one stretch after the other: there is nothing to put side by side
+BATCH_FROM_S = 60.0
+#: characters of the piece before that guide the next one
+CARRIED_CHARS = 200
+#: numpy's spectrogram of a ten-minute piece (complex numbers for 201 bands, 100 times a second) and its copies
+FEATURES_BYTES = 400 << 20
+
+
+class FasterWhisperTranscriber:
+    """A loaded Whisper model. Several callers may use it at a time: the weights are shared and hold no state."""
+
+    modality: ClassVar[Modality] = "stt"
+    load_options: ClassVar[type[LoadOptions]] = TranscriptionLoadOptions
+    concurrency: ClassVar[int] = 0
+    uses_torch: ClassVar[bool] = False
+    shares_rng: ClassVar[bool] = False
+
+    def __init__(self, name: str, model: WhisperModel, on_gpu: bool) -> None:
+        self.name = name
+        self.on_gpu = on_gpu
+        self.is_multilingual = bool(model.model.is_multilingual)
+        self._model: WhisperModel | None = model
+
+    # --- loading ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def footprint(cls, spec: ModelSpec, path: Path, device: Device, options: Any, room_bytes: int) -> Footprint:
+        """Weights by the file's table and the arithmetic; activations of one batch."""
+        header = checked_files(path)
+        usable, why = usable_device(device)
+        compute_type, reason = choose_compute_type(usable, options.compute_type, options.dtype)
+        quantised = compute_type.startswith("int8")
+        weights = header.weights_bytes(2 if compute_type.endswith("float16") else 4, quantised=quantised)
+        workspace = workspace_bytes(header, usable.kind == "cuda")
+        plan = WhisperPlan(usable.kind, compute_type)
+        reason = f"{compute_type}: {reason}.{' ' + why if why else ''}"
+        if usable.pool != device.pool:
+            return Footprint(0, 0, weights + workspace + FEATURES_BYTES, plan, reason)
+        if usable.pool == "ram":
+            return Footprint(weights, workspace + FEATURES_BYTES, 0, plan, reason)
+        return Footprint(weights, workspace, FEATURES_BYTES, plan, reason)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:
+        """Load the folder; nothing is fetched, whatever is missing in it."""
+        plan: WhisperPlan = footprint.placement
+        with _whisper_errors(f"The model {spec.id}", LoadError):
+            from faster_whisper import WhisperModel
+
+            model = WhisperModel(
+                str(path),
+                device=plan.device,
+                device_index=device.index if plan.device == "cuda" else 0,
+                compute_type=plan.compute_type,
+                cpu_threads=cpu_threads(),
+                local_files_only=True,
+            )
+        return cls(spec.id, model, plan.device == "cuda")
+
+    def close(self) -> None:
+        """Free the weights now, whoever still holds a reference."""
+        model, self._model = self._model, None
+        if model is not None:
+            model.model.unload_model()
+
+    # --- transcribing -----------------------------------------------------------------------------------------
+
+    def transcribe(self, audio: AudioSource, options: TranscriptionOptions, control: Control) -> Transcript:
+        """Write down what is said; see `Transcriber`."""
+        model = self._model
+        if model is None:
+            raise GenerationError(f"The model {self.name} is closed.", hint="Lease it again.")
+        settings = self._settings(options)
+        total_s = audio_duration_s(audio)
+        said: list[str] = []
+        segments: list[Segment] = []
+        language, probability, offset_s = "", 0.0, 0.0
+        for piece in _pieces(audio):
+            control.check()
+            if said and options.condition_on_previous_text:
+                settings["initial_prompt"] = "".join(said)[-CARRIED_CHARS:]
+            end_s = offset_s + piece.duration_s
+            with _whisper_errors(f"The model {self.name}", GenerationError):
+                found, info = self._start(model, piece, settings, options)
+                for segment in found:
+                    said.append(segment.text)
+                    segments.append(_segment(segment, offset_s, self.name))
+                    control.report(min(segments[-1].end_s, end_s), max(total_s, end_s), "s", "transcribe")
+            if info.duration_after_vad > 0 and not language:
+                language, probability = info.language, float(info.language_probability)
+                settings["language"] = language  # later pieces are not guessed anew
+            offset_s = end_s
+            control.report(offset_s, max(total_s, offset_s), "s", "transcribe")
+        return Transcript("".join(said).strip(), tuple(segments), language, probability, offset_s, self.name)
+
+    def _start(
+        self, model: WhisperModel, piece: Audio, settings: dict[str, Any], options: TranscriptionOptions
+    ) -> tuple[Iterator[Any], Any]:
+        """faster-whisper's lazy segments and its information, in batches where that pays."""
+        batch = self._batch_size(options, piece.duration_s)
+        if batch == 1:
+            return model.transcribe(piece.samples[0], **settings)  # type: ignore[no-any-return]
+        from faster_whisper import BatchedInferencePipeline
+
+        # a batch has no step after which to try again: what only serves that is left out
+        batched = {k: v for k, v in settings.items() if k not in ("condition_on_previous_text", "vad_parameters")}
+        vad = {k: v for k, v in settings["vad_parameters"].items() if k == "threshold"}
+        return BatchedInferencePipeline(model).transcribe(  # type: ignore[no-any-return]
+            piece.samples[0],
+            batch_size=batch,
+            without_timestamps=False,  # its default gives lines of up to 30 seconds: useless as subtitles
+            vad_parameters={**vad, "min_silence_duration_ms": 160},
+            **batched,
+        )
+
+    def _batch_size(self, options: TranscriptionOptions, duration_s: float) -> int:
+        """1 = one stretch after the other. Batches need the speech detector, which finds what to put side by side."""
+        if not options.vad_filter or duration_s < BATCH_FROM_S:
+            return 1
+        return options.batch_size or (8 if self.on_gpu else 1)
+
+    def _settings(self, options: TranscriptionOptions) -> dict[str, Any]:
+        """faster-whisper's arguments; what is not said keeps the library's own default."""
+        settings: dict[str, Any] = {
+            "language": self._language(options),
+            "task": options.task,
+            "beam_size": options.beam_size,
+            "vad_filter": options.vad_filter,
+            "vad_parameters": {"threshold": options.vad_threshold},
+            "word_timestamps": options.word_timestamps,
+            "condition_on_previous_text": options.condition_on_previous_text,
+        }
+        if options.temperature >= 0:
+            settings["temperature"] = options.temperature
+        if options.initial_prompt:
+            settings["initial_prompt"] = options.initial_prompt
+        if options.hotwords:
+            settings["hotwords"] = options.hotwords
+        return settings
+
+    def _language(self, options: TranscriptionOptions) -> str | None:
+        if not self.is_multilingual and options.task == "translate":
+            raise UnsupportedRequest(
+                f"The model {self.name} knows only English and cannot translate.", hint=_OTHER_MODELS
+            )
+        if options.language.strip().lower() in ("", "auto", "detect"):
+            return None
+        code = language_code(options.language)
+        if not self.is_multilingual and code != "en":
+            raise UnsupportedRequest(
+                f"The model {self.name} knows only English, not {options.language!r}.", hint=_OTHER_MODELS
+            )
+        return code
+
+
+_OTHER_MODELS = 'Choose a model without ".en" in its name: "lollms-local models list --modality stt" shows all.'
+
+
+def _segment(found: Any, offset_s: float, name: str) -> Segment:
+    """One of faster-whisper's segments, in the recording's own time."""
+    if not math.isfinite(found.avg_logprob):
+        raise GenerationError(
+            f"The model {name} computes values that are not numbers; its file is damaged.",
+            hint="Remove the model and download it again.",
+        )
+    words = tuple(
+        Word(_time(w.start, offset_s), _time(w.end, offset_s), w.word.strip(), float(w.probability))
+        for w in found.words or ()
+    )
+    return Segment(
+        start_s=_time(found.start, offset_s),
+        end_s=_time(found.end, offset_s),
+        text=found.text.strip(),
+        words=words,
+        avg_logprob=float(found.avg_logprob),
+        no_speech_prob=float(found.no_speech_prob),
+        compression_ratio=float(found.compression_ratio),
+        temperature=float(found.temperature or 0.0),
+    )
+
+
+def _time(seconds: Any, offset_s: float) -> float:
+    return round(float(seconds) + offset_s, 3)
+
+
+# --- the recording ------------------------------------------------------------------------------------------------
+
+
+def _pieces(audio: AudioSource) -> Iterator[Audio]:
+    """The recording at 16 kHz, mono, clipped to -1..1, in pieces of at most ten minutes that end in a quiet moment."""
+    import numpy as np
+
+    kept: Any = np.empty((1, 0), np.float32)
+    for part in iter_audio(audio, sample_rate=SAMPLE_RATE, mono=True, piece_s=PIECE_S):
+        # samples far outside -1..1 make Whisper hallucinate for twenty seconds per second of sound
+        samples = np.concatenate([kept, np.clip(part.samples, -1.0, 1.0)], axis=1)
+        while samples.shape[1] > PIECE_S * SAMPLE_RATE:
+            cut = _quiet_cut(samples[0], int(PIECE_S * SAMPLE_RATE))
+            yield Audio(samples[:, :cut], SAMPLE_RATE)
+            samples = samples[:, cut:]
+        kept = samples
+    if kept.shape[1]:
+        yield Audio(kept, SAMPLE_RATE)
+
+
+def _quiet_cut(samples: Any, end: int) -> int:
+    """Where to end a piece: the middle of the quietest 0.3 s in the 20 s before `end`."""
+    import numpy as np
+
+    width = int(0.1 * SAMPLE_RATE)
+    start = end - int(CUT_WINDOW_S * SAMPLE_RATE)
+    blocks = samples[start:end].reshape(-1, width)
+    energy = np.convolve(np.square(blocks).mean(axis=1), np.ones(3), mode="valid")
+    return start + int((int(energy.argmin()) + 1.5) * width)
+
+
+@contextmanager
+def _whisper_errors(what: str, error: type[LocalModelError]) -> Iterator[None]:
+    """Map what faster-whisper and ctranslate2 raise; the only place that does."""
+    try:
+        yield
+    except (LocalModelError, TypeError, AttributeError):
+        raise
+    except MemoryError as exc:
+        raise InsufficientMemory(
+            f"{what} ran out of memory.", hint="Close other programs or choose a smaller model."
+        ) from exc
+    except (RuntimeError, ValueError, OSError, IndexError, UnicodeError) as exc:
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0][:300]
+        if "out of memory" in reason.lower():
+            raise InsufficientMemory(f"{what} ran out of memory: {reason}.", hint="Choose a smaller model.") from exc
+        loading = issubclass(error, LoadError)
+        raise error(
+            f"{what} {'could not be loaded' if loading else 'failed'}: {reason}",
+            hint="Remove the model and download it again." if loading else "",
+        ) from exc
