@@ -4,9 +4,9 @@
     python3 scripts/bootstrap.py demo    set everything up, then try every modality that works here
     python3 scripts/bootstrap.py test    set everything up, then run the tests
 
-Both make `.venv`, install torch and the project with all its extras, let the LoLLMS client see the bindings and fetch
-the starter models. A second run finds all that in place and starts in seconds. Arguments after `--` go to the demo or to
-pytest: `python3 scripts/bootstrap.py test -- tests/unit -x`.
+Both make `.venv`, install torch and the project with all its extras, let the LoLLMS client see the bindings and
+fetch the starter models. A second run finds all that in place and starts in seconds. Arguments after `--` go to the
+demo or to pytest: `python3 scripts/bootstrap.py test -- tests/unit -x`.
 """
 
 from __future__ import annotations
