@@ -100,7 +100,7 @@ def run_demo(folder: Path, tell: Callable[[Step], None] = lambda step: None) -> 
     timeline = Timeline()
     watcher = threading.Thread(target=timeline.watch, name="demo-memory", daemon=True)
     watcher.start()
-    steps = []
+    steps: list[Step] = []
     try:
         for modality in ORDER:
             timeline.mark(NAMES[modality])
