@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from typing_extensions import Self
+
 from .. import __version__
 from ..media import Audio, decode_audio, decode_image, encode_video
 from ..options import Options, auto, choice
@@ -101,6 +103,24 @@ class VideoOptions(Options):
     seed: int = auto(-1, "Seed; the same seed gives the same film. -1 = random.", ge=-1, le=2**32 - 1)
     scheduler: str = auto("", "Sampler: unipc | euler | flow_euler | ddim | dpmpp_2m ...; empty = the model's own.")
     format: Literal["mp4", "webm", "gif"] = choice("mp4", "File format: mp4 (H.264) | webm (VP9) | gif (no sound).")
+
+    @classmethod
+    def of_call(cls, call: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
+        """A call's wishes over a configuration's, without the model's own settings, which the engine lays below.
+
+        Of two ways to say the same, the call's hides the configuration's: a duration the configured number of frames, a
+        size the configured width.
+
+        Raises:
+            UnsupportedRequest: a value is not valid.
+        """
+        said, hidden = cls.merge(call), set()
+        if said.duration and not said.num_frames:
+            hidden.add("num_frames")
+        if said.size and not (said.width or said.height):
+            hidden.update(("width", "height"))
+        lower = {name: value for name, value in cls.merge(config).model_dump().items() if name not in hidden}
+        return cls.merge(call, lower)
 
 
 @dataclass(frozen=True, eq=False)
