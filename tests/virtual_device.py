@@ -53,7 +53,7 @@ class VirtualDevice:
             "give_back": lambda: None,
             "turns": Turns(),
             "timer": False,
-            "wait_s": 20.0,
+            "wait_s": 600.0,  # longer than `Actor.join`: a wake-up that never comes is a failure
             **options,
         }
         return ModelManager(self.memory, **settings)

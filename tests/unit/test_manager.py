@@ -225,6 +225,25 @@ def test_memory_that_does_not_come_back_evicts_more_or_is_refused(device: Virtua
     assert device.peak["gpu"] <= 100
 
 
+def test_memory_that_did_not_come_back_is_refused_and_leaves_no_lease(
+    device: VirtualDevice, manager: ModelManager
+) -> None:
+    Kind(device, "leaky", 50, leak=0.5).touch(manager)
+    with pytest.raises(InsufficientMemory):
+        Kind(device, "a", 80, terms=Terms(uses_torch=True, shares_rng=True)).touch(manager)
+    assert device.log == ["load leaky", "close leaky"]
+    turns = manager._turns
+    assert (
+        turns.caller().leases == 0 and not turns.torch_users and turns.rng_owner is None and turns.torch_loader is None
+    )
+
+
+def test_a_little_that_is_slow_to_come_back_does_not_refuse_a_load(device: VirtualDevice) -> None:
+    manager = device.manager(headroom_bytes=lambda pool, total: 10)
+    Kind(device, "slow", 50, leak=0.08).touch(manager)
+    Kind(device, "a", 88).touch(manager)  # 4 of 50 are missing, and half the headroom covers that
+
+
 def test_a_model_that_cannot_be_closed_cleanly_does_not_fail_the_next(
     device: VirtualDevice, manager: ModelManager, caplog: pytest.LogCaptureFixture
 ) -> None:

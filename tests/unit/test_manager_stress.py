@@ -53,7 +53,7 @@ class Watch:
 
 def test_sixteen_threads_with_nested_and_crossed_leases_and_failing_loads() -> None:
     device = VirtualDevice(gpu=120)
-    manager = device.manager(budgets={"gpu": 100}, wait_s=60)
+    manager = device.manager(budgets={"gpu": 100})
     watch, chance = Watch(device), random.Random(7)
     outcomes: Counter[str] = Counter()
 

@@ -152,6 +152,48 @@ def test_a_load_does_not_take_what_an_earlier_one_waits_for(device: VirtualDevic
     assert order == ["large", "greedy"]
 
 
+def test_a_load_does_not_evict_what_an_earlier_one_will_need_gone(device: VirtualDevice, manager: ModelManager) -> None:
+    a, idle, large = Kind(device, "a", 50), Kind(device, "idle", 40), Kind(device, "large", 80)
+    greedy, actor, order = Kind(device, "greedy", 40), Actor(), []
+
+    def use(kind: Kind) -> None:
+        with kind.lease(manager):
+            order.append(kind.name)
+
+    idle.touch(manager)
+    with a.lease(manager):
+        actor.start(lambda: use(large))
+        wait_until_queued(manager, 1, "room")
+        actor.start(lambda: use(greedy))
+        wait_until_queued(manager, 2, "room")
+        assert manager.is_loaded("idle")
+    assert actor.join() == [None, None]
+    assert order == ["large", "greedy"]
+
+
+def test_memory_that_is_being_freed_is_waited_for(device: VirtualDevice, manager: ModelManager) -> None:
+    a, b, closing, gate, actor = (
+        Kind(device, "a", 60),
+        Kind(device, "b", 60),
+        threading.Event(),
+        threading.Event(),
+        Actor(),
+    )
+
+    def slow_close() -> None:
+        closing.set()
+        assert gate.wait(30)
+
+    with a.lease(manager) as model:
+        model.on_close = slow_close
+    actor.start(lambda: manager.unload("a"))
+    assert closing.wait(30)
+    actor.start(lambda: b.touch(manager))
+    wait_until_queued(manager, 1, "load")
+    gate.set()
+    assert sorted(map(str, actor.join())) == ["None", "True"]
+
+
 def test_the_same_thread_may_lease_the_same_model_again(device: VirtualDevice, manager: ModelManager) -> None:
     a = Kind(device, "a", 40, terms=Terms(uses_torch=True, shares_rng=True))
     with a.lease(manager) as outer, a.lease(manager) as inner:
