@@ -100,7 +100,12 @@ ENGINES: dict[str, EngineRow] = {
     "bark": EngineRow("bark", "BarkSpeech", "tts", "tts", _TORCH, _TORCH),
     "vits": EngineRow("vits", "VitsSpeech", "tts", "tts", _TORCH, _TORCH),
     "diffusers_video": EngineRow(
-        "diffusers_video", "DiffusersVideo", "ttv", "ttv", (*_DIFFUSERS, "av"), (*_DIFFUSERS, "av")
+        "diffusers_video",
+        "DiffusersVideo",
+        "ttv",
+        "ttv",
+        (*_DIFFUSERS, "av"),
+        (*_DIFFUSERS, "av", "ftfy", "sentencepiece"),
     ),
     "musicgen": EngineRow("musicgen", "MusicgenMusic", "ttm", "ttm", _TORCH, _TORCH),
 }

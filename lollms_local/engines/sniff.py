@@ -42,7 +42,10 @@ def sniff(path: Path) -> tuple[Modality, str] | None:
     if pipeline:
         words = str(pipeline).lower()
         return ("ttv", "diffusers_video") if any(w in words for w in _VIDEO_WORDS) else ("tti", "diffusers_image")
-    known = _MODEL_TYPES.get(str(_json(path / "config.json").get("model_type", "")))
+    config = _json(path / "config.json")
+    if config.get("_class_name") == "MotionAdapter":
+        return "ttv", "diffusers_video"
+    known = _MODEL_TYPES.get(str(config.get("model_type", "")))
     if known:
         return known
     if (path / "model.bin").is_file():
