@@ -37,7 +37,7 @@ def bound(modality: str, **config: Any) -> Any:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_the_host_lists_the_binding_and_its_parameters(modality: str) -> None:
-    names = [row["binding_name"] for row in lollms_config_api.discover_bindings(modality)]
+    names = [row["name"] for row in lollms_config_api.discover_bindings(modality)]
     assert f"local_{modality}" in names
     schema = lollms_config_api.get_binding_schema(f"local_{modality}", modality)
     parameters = {row["name"]: row for row in schema}
