@@ -50,7 +50,7 @@ class Source:
         if kind == "hf" and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", rest):
             name, _, version = rest.partition("@")
             return cls("hf", name, version)
-        if kind == "pypi" and re.fullmatch(r"[\w.-]+(==[\w.]+)?", rest):
+        if kind == "pypi" and re.fullmatch(r"\w[\w.-]*(==[\w.]+)?", rest):
             name, _, version = rest.partition("==")
             return cls("pypi", name, version)
         if kind == "path" and rest:
