@@ -46,6 +46,7 @@ CUT_WINDOW_S = 20.0
 BATCH_FROM_S = 60.0
 #: characters of the piece before that guide the next one
 CARRIED_CHARS = 200
+DEFAULT_BEAM_SIZE = 5
 #: numpy's spectrogram of a ten-minute piece (complex numbers for 201 bands, 100 times a second) and its copies
 FEATURES_BYTES = 400 << 20
 
@@ -168,7 +169,7 @@ class FasterWhisperTranscriber:
         settings: dict[str, Any] = {
             "language": self._language(options),
             "task": options.task,
-            "beam_size": options.beam_size,
+            "beam_size": options.beam_size or DEFAULT_BEAM_SIZE,
             "vad_filter": options.vad_filter,
             "vad_parameters": {"threshold": options.vad_threshold},
             "word_timestamps": options.word_timestamps,

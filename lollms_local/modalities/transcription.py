@@ -52,7 +52,7 @@ class TranscriptionOptions(Options):
         "transcribe", "transcribe | translate. translate = into English (not with English-only models)."
     )
     output: TranscriptFormat = choice("text", "Form of the answer: text | segments | srt | vtt | json.")
-    beam_size: int = choice(5, "Hypotheses followed at a time, 1 to 20; 1 = fastest.", ge=1, le=20)
+    beam_size: int = choice(5, "Hypotheses followed at a time, 1 to 20; 1 = fastest, 0 = 5.", ge=0, le=20)
     temperature: float = auto(
         -1.0, "Sampling temperature, 0 to 1; -1 = start at 0 and rise only where decoding fails.", ge=-1, le=1
     )
