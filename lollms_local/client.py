@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CatalogError, LocalModelError
-from .linking import bindings_source, host_folder
+from .linking import find_bindings_source, host_folder
 from .modalities.base import MODALITIES, Modality
 
 if TYPE_CHECKING:
@@ -90,9 +90,10 @@ def show_bindings() -> dict[Modality, Path]:
     needed: dict[Modality, Path] = {}
     for modality in MODALITIES:
         name = f"{modality}_bindings"
-        if host is None or (host / name / f"local_{modality}" / "__init__.py").is_file():
+        source = find_bindings_source(modality)
+        if host is None or source is None or (host / name / f"local_{modality}" / "__init__.py").is_file():
             continue
-        folder = bindings_source(modality).parent
+        folder = source.parent
         package = importlib.import_module(f"lollms_client.{name}")
         if str(folder) not in package.__path__:
             package.__path__.append(str(folder))

@@ -16,7 +16,7 @@ from typing import Literal
 from .errors import LocalModelError
 from .modalities.base import MODALITIES, Modality
 
-__all__ = ["BindingState", "bindings_source", "host_folder", "link", "status", "unlink"]
+__all__ = ["BindingState", "bindings_source", "find_bindings_source", "host_folder", "link", "status", "unlink"]
 
 State = Literal["installed", "linked", "copied", "stale", "missing", "foreign"]
 _MARKER = ".lollms_local_copy"
@@ -55,13 +55,14 @@ def bindings_source(modality: Modality) -> Path:
     Raises:
         LocalModelError: it is in neither place.
     """
-    found = _own_folder(modality)
+    found = find_bindings_source(modality)
     if found is None:
         raise LocalModelError(f"The files of local_{modality} are missing.", hint="Install lollms-local again.")
     return found
 
 
-def _own_folder(modality: Modality) -> Path | None:
+def find_bindings_source(modality: Modality) -> Path | None:
+    """The same, or None where it is in neither place."""
     above = Path(__file__).resolve().parent.parent
     name = f"local_{modality}"
     places = (above / "bindings" / name, above / "lollms_client" / f"{modality}_bindings" / name)
@@ -128,7 +129,7 @@ def _required(host: Path | None) -> Path:
 
 def _state(modality: Modality, host: Path) -> BindingState:
     place = host / f"{modality}_bindings" / f"local_{modality}"
-    return BindingState(modality, place, _judge(place, _own_folder(modality)))
+    return BindingState(modality, place, _judge(place, find_bindings_source(modality)))
 
 
 def _judge(place: Path, source: Path | None) -> State:

@@ -12,7 +12,7 @@ from .. import weights
 from ..catalog import ModelSpec
 from ..devices import select_device
 from ..engines import missing_packages
-from ..errors import DownloadError, LocalModelError, UnsupportedRequest
+from ..errors import Cancelled, LocalModelError, UnsupportedRequest
 from ..modalities.base import MODALITIES, Modality
 from ..runtime import get_runtime
 from .output import AsJson, print_json, print_table, size
@@ -106,7 +106,9 @@ def _fetch_all(
         for spec in missing:
             try:
                 weights.fetch(spec, folder, on_progress=bars.follow(spec.id), token=token)
-            except (DownloadError, LocalModelError) as exc:
+            except Cancelled:
+                raise
+            except LocalModelError as exc:
                 failures.append((spec, exc))
     return failures
 
