@@ -242,9 +242,9 @@ def _ram() -> Memory:
 
 def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
     """Limit (None = none) and use of this process's control group, version 2 or 1. Page cache counts as free."""
-    for limit_name, use_name, stat_key in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    for limit_name, use_name, stat_keys in (
+        ("memory.max", "memory.current", ("inactive_file", "active_file")),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
     ):
         try:
             text = (root / limit_name).read_text().strip()
@@ -252,7 +252,7 @@ def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int
             stat = (root / use_name).with_name("memory.stat").read_text()
         except (OSError, ValueError):
             continue
-        cache = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[0] == stat_key), 0)
+        cache = sum(int(line.split()[1]) for line in stat.splitlines() if line.split()[0] in stat_keys)
         if text == "max" or int(text) >= 1 << 60:
             return None, 0
         return int(text), max(0, used - cache)
