@@ -92,6 +92,9 @@ ENGINES: dict[str, EngineRow] = {
     "llama_cpp": EngineRow(
         "llama_cpp", "LlamaCppChat", "llm", "llm", ("llama_cpp", "jinja2"), ("llama-cpp-python>=0.3.36", "jinja2")
     ),
+    "llama_cpp_vocabulary": EngineRow(
+        "llama_cpp_vocabulary", "LlamaCppVocabulary", "llm", "llm", ("llama_cpp",), ("llama-cpp-python>=0.3.36",)
+    ),
     "diffusers_image": EngineRow("diffusers_image", "DiffusersImage", "tti", "tti", _DIFFUSERS, _DIFFUSERS),
     "faster_whisper": EngineRow(
         "faster_whisper", "FasterWhisperTranscriber", "stt", "stt", ("faster_whisper", "av"), ("faster-whisper", "av")
