@@ -121,7 +121,9 @@ def read_gguf(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             return _Reader(path, file, size).header()
     except OSError as exc:
-        raise LoadError(f"The file {path} cannot be read: {exc.strerror or exc}.", hint="Check that it exists.") from exc
+        raise LoadError(
+            f"The file {path} cannot be read: {exc.strerror or exc}.", hint="Check that it exists."
+        ) from exc
 
 
 def read_gguf_model(path: Path) -> tuple[GgufHeader, int]:

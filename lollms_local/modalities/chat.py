@@ -48,7 +48,9 @@ class ChatLoadOptions(LoadOptions):
     n_batch: int = choice(512, "Tokens of the prompt per call.", ge=1, le=16384)
     n_ubatch: int = choice(512, "Tokens per computation; smaller needs less memory.", ge=1, le=16384)
     flash_attention: Literal["auto", "on", "off"] = choice("auto", "Flash attention: auto | on | off.")
-    kv_type_k: KvType = choice("f16", "Number format of the key cache: f16 | bf16 | f32 | q8_0 | q5_1 | q5_0 | q4_1 | q4_0.")
+    kv_type_k: KvType = choice(
+        "f16", "Number format of the key cache: f16 | bf16 | f32 | q8_0 | q5_1 | q5_0 | q4_1 | q4_0."
+    )
     kv_type_v: KvType = choice(
         "f16", "Number format of the value cache, as above; a quantised one needs flash attention."
     )
@@ -90,7 +92,9 @@ class ChatOptions(Options):
     n_predict: int = auto(-1, "Most tokens to write; -1 or 0 = until the answer ends or the context is full.", ge=-1)
     temperature: float = choice(0.7, "Randomness; 0 = always the likeliest token.", ge=0, le=10)
     top_k: int = choice(40, "Choose among the k likeliest tokens; 0 = all.", ge=0)
-    top_p: float = choice(0.95, "Choose among the likeliest tokens that have this probability together; 1 = all.", ge=0, le=1)
+    top_p: float = choice(
+        0.95, "Choose among the likeliest tokens that have this probability together; 1 = all.", ge=0, le=1
+    )
     min_p: float = choice(0.05, "Drop tokens less likely than this share of the likeliest; 0 = none.", ge=0, le=1)
     typical_p: float = choice(1.0, "Locally typical sampling; 1 = off.", ge=0, le=1)
     repeat_penalty: float = choice(1.0, "Penalty for tokens of the last repeat_last_n; 1 = none.", gt=0, le=10)
@@ -102,9 +106,10 @@ class ChatOptions(Options):
     mirostat_eta: float = choice(0.1, "Mirostat: learning rate.", gt=0)
     seed: int = auto(-1, "Same seed, same answer; -1 = another each time.", ge=-1, le=2**32 - 2)
     stop: tuple[str, ...] = choice((), "Texts that end the answer; they are not part of it.")
-    logit_bias: dict[str, float] = choice({}, "Token number or text -> added to its logit, e.g. {\"15\": -100}.")
+    logit_bias: dict[str, float] = choice({}, 'Token number or text -> added to its logit, e.g. {"15": -100}.')
     think: bool = choice(False, "Let models that can reason think before they answer.")
     reasoning_effort: str = auto("", "low | medium | high, for models that know it.")
+    cache_prompt: bool = choice(True, "Do not read again what is still in memory from earlier turns.")
 
 
 @dataclass(frozen=True)
