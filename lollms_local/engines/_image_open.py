@@ -221,7 +221,7 @@ def open_pipeline(files: ImageFiles) -> Any:
 
 def _bridge_clip(pipe: Any) -> None:
     """The SD pipelines look for the text encoder's last norm where transformers 4 had it, when layers are skipped."""
-    encoder = getattr(pipe, "text_encoder", None)
+    encoder: Any = getattr(pipe, "text_encoder", None)
     if hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model"):
         # straight into the instance: assigned as an attribute it would become a second child of the network
         vars(encoder)["text_model"] = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)

@@ -148,7 +148,7 @@ def edit_canvas(pipe: Any, edit: EditInput, width: int, height: int) -> Canvas:
 
 def _work_size(pipe: Any, final: tuple[int, int]) -> tuple[int, int]:
     own = native_size(pipe)
-    most = max(own[0] * own[1], 512 * 512) * MAX_EDIT_AREA
+    most = own[0] * own[1] * MAX_EDIT_AREA
     shrink = math.sqrt(most / (final[0] * final[1]))
     return final if shrink >= 1 else (max(1, round(final[0] * shrink)), max(1, round(final[1] * shrink)))
 

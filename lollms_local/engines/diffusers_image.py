@@ -244,7 +244,7 @@ class DiffusersImage:
             "scheduler": options.scheduler or type(scheduler).__name__,
             "width": canvas.final[0],
             "height": canvas.final[1],
-            "loras": [f"{lora.path}:{lora.weight:g}" for lora in loras],
+            "loras": [f"{lora.path.name}:{lora.weight:g}" for lora in loras],
             "sources": len(canvas.images),
         }
 

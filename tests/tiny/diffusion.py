@@ -71,7 +71,11 @@ def sdxl() -> Any:
         tokenizer=parts.clip_tokenizer(),
         tokenizer_2=parts.clip_tokenizer(),
         scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
         ),
     )
 

@@ -78,8 +78,8 @@ def qwen_tokenizer() -> Any:
     from transformers import Qwen2Tokenizer
 
     vocabulary = {t: i for i, t in enumerate(_bytes_alphabet())}
-    for special in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"):
-        vocabulary[special] = len(vocabulary)
+    for special in ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad"):
+        vocabulary[f"<|{special}|>"] = len(vocabulary)
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = QWEN_CHAT_TEMPLATE
@@ -140,7 +140,7 @@ def qwen_vl_encoder() -> Any:
 
 
 def kl_vae(*, latent_channels: int = 4, levels: int = 2, channels: int = 8, shift: float | None = None) -> Any:
-    """A KL VAE that shrinks by 2 ** (levels - 1) a side; `shift` sets what SD3, Flux and Z-Image have (no quant convs)."""
+    """A KL VAE that shrinks by 2 ** (levels - 1) a side; `shift` makes it SD3's, Flux's or Z-Image's (no quant convs)."""
     import torch
     from diffusers import AutoencoderKL
 
