@@ -225,8 +225,9 @@ class ModelManager:
         turns = self._turns
         request.caller = turns.caller()  # the thread that enters the block counts
         with turns.cond:
-            if not turns.queue and self._grant(request) is None:
-                return self._table.slots[request.key]
+            slot = self._table.slots.get(request.key)
+            if slot is not None and not turns.queue and self._grant(slot, request) is None:
+                return slot
         if request.caller.loading:
             raise ModelBusy(f"{request.label} was asked for from inside the loading of another model.")
         left_s = request.wait_s
@@ -252,8 +253,9 @@ class ModelManager:
         """A step forward: a lease if the model is loaded, else the right to load it. If neither: what is in the way."""
         if self._closed:
             raise ModelBusy("The model manager has been closed.", hint="Use the process's current Runtime.")
-        if request.key in self._table.slots:
-            return self._grant(request)
+        slot = self._table.slots.get(request.key)
+        if slot is not None:
+            return self._grant(slot, request)
         if self._turns.loader is not None:
             return Blocked("load")
         blocked = self._table.admit(request).blocked if request.needs is not None else None
@@ -261,17 +263,16 @@ class ModelManager:
             self._turns.loader = request
         return blocked
 
-    def _grant(self, request: Request) -> Blocked | None:
+    def _grant(self, slot: Slot, request: Request) -> Blocked | None:
         """Lease a loaded model, if nothing and nobody is in the way."""
-        slot = self._table.slots.get(request.key)
-        if slot is None or slot.state != "ready" or self._closed:
+        if slot.state != "ready" or self._closed:
             return Blocked("load")
         blocked = self._turns.may_use(request)
         if blocked is not None:
             return blocked
         if not slot.has_turn_for(request.caller):
             return Blocked("turn")
-        for other, why in self._turns.ahead(request):
+        for other, why in self._turns.ahead(request) if self._turns.queue else ():
             if other.owner is self and other.key == request.key and why.reason != "load" and slot.terms.concurrency:
                 return Blocked("turn")
             if other.owner is self and request.key in why.drain:
