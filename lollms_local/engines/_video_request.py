@@ -85,8 +85,11 @@ def plan_film(
     if draft and not options.steps:
         steps = min(steps, DRAFT_STEPS)
     said = [g for g in (options.guidance, usual.guidance) if g >= 0]
-    if draft:
-        notes.append(f'A draft of {steps} steps; quality="full" makes what the model was made for, far more slowly.')
+    if draft and not (options.steps and options.fps and (options.width or options.height or options.size)):
+        notes.append(
+            f"A draft: {width}x{height}, {fps:.3g} frames a second, {steps} steps. "
+            'quality="full" makes what the model was made for, far more slowly.'
+        )
     return FilmRequest(width, height, ask, keep, fps, steps, said[0] if said else rules.guidance, tuple(notes))
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self
 
 from ..catalog import ModelSpec
-from ..devices import Device, choose_dtype, cpu_threads
+from ..devices import Device, choose_dtype
 from ..errors import GenerationError, UnsupportedRequest
 from ..fit import FitPlan, plan_fit
 from ..footprint import Footprint
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.video import Video, VideoLoadOptions, VideoOptions
 from ._diffusers import DTYPE_WIDTH, JobHooks, check_attention, job_pipe, named_scheduler, place, tune
-from ._torch import each_step, foreign_errors, resolve_seed
+from ._torch import each_step, foreign_errors, limit_threads, resolve_seed
 from ._video_call import film_arguments, starting_from_picture
 from ._video_decode import DecodeMode, choose_decoding, decoder_passes, film_workspace, frames_as_bytes, set_up
 from ._video_open import VideoFiles, check_packages, find_video_files, open_video_pipeline
@@ -114,9 +114,7 @@ class DiffusersVideo:
         Raises:
             LoadError: the library refuses the files, or tensors are missing. InsufficientMemory: no room.
         """
-        import torch
-
-        torch.set_num_threads(cpu_threads())
+        limit_threads()
         plan, files = footprint.placement
         pipe = open_video_pipeline(files)
         with foreign_errors(f"The model {spec.id}"):

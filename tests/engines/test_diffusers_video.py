@@ -39,6 +39,15 @@ PICTURE = ["wan_i2v", "wan_ti2v", "ltx", "cogvideox_i2v"]
 ASKED = {"width": 32, "height": 32, "num_frames": 9, "steps": 2, "seed": 7, "guidance": 3.0, "fps": 8}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks this small only get slower with more."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a family's tiny pipeline, built once."""
@@ -58,11 +67,7 @@ def load(path: Path, *, defaults: dict[str, Any] | None = None, **options: Any) 
     )
     device = select_device("cpu")
     how = VideoLoadOptions.merge({"dtype": "float32", **options}, spec.defaults)
-    engine = DiffusersVideo.load(spec, path, device, how, DiffusersVideo.footprint(spec, path, device, how, ROOM))
-    import torch
-
-    torch.set_num_threads(1)  # networks this small only get slower with more
-    return engine
+    return DiffusersVideo.load(spec, path, device, how, DiffusersVideo.footprint(spec, path, device, how, ROOM))
 
 
 @contextlib.contextmanager

@@ -122,6 +122,7 @@ def test_a_cpu_makes_a_draft_unless_told_otherwise(model: VideoRules) -> None:
     assert any('quality="full"' in note for note in request.notes)
     said = film(model, on_cpu=True, steps=40, fps=12, width=512, height=512, num_frames=25)
     assert (said.steps, said.fps, said.width, said.height, said.keep_frames) == (40, 12.0, 512, 512, 25)
+    assert not any("draft" in note for note in said.notes)
     assert film(model, on_cpu=True, quality="full").steps == model.steps
 
 
