@@ -128,7 +128,6 @@ def _refuse_offline(spec: ModelSpec) -> None:
 @contextmanager
 def _hub_errors(spec: ModelSpec) -> Iterator[None]:
     """The one place where this library's errors become ours."""
-    import httpx
     from huggingface_hub import errors as hub
 
     name = spec.origin.name
@@ -158,7 +157,7 @@ def _hub_errors(spec: ModelSpec) -> Iterator[None]:
     except hub.LocalEntryNotFoundError as exc:
         _refuse_offline(spec)
         raise _Passing("the hub did not answer") from exc
-    except httpx.HTTPError as exc:
+    except hub.HTTPError as exc:  # of whichever HTTP library this client uses
         raise _Passing(f"the transfer broke off ({type(exc).__name__})") from exc
     except (hub.FileMetadataError, EOFError) as exc:
         raise _Passing("the hub's answer was not complete") from exc

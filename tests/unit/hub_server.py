@@ -1,0 +1,129 @@
+"""A small server on the loopback that speaks the hub's protocol, with faults on request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+__all__ = ["FakeHub", "serve"]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class FakeHub:
+    """One repository and what goes wrong with it.
+
+    Attributes:
+        files: name -> content. Names with a weight's suffix are announced with their sha256, as the hub does.
+        cuts: numbers of bytes after which the next answers to a GET are cut off, in order.
+        statuses: status codes that the next requests of a file get instead of it.
+        wrong: names whose content arrives altered.
+        gated: everything is refused as the hub does for a gated model, unless the token "good" is sent.
+        ranges: the Range headers that were seen, to show that a download went on where it stopped.
+    """
+
+    files: dict[str, bytes]
+    cuts: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+    gated: bool = False
+    ranges: list[str] = field(default_factory=list)
+    gets: int = 0
+    address: str = ""
+
+    def info(self) -> bytes:
+        rows = []
+        for name, content in self.files.items():
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+            row: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": blob}
+            if name.endswith((".safetensors", ".gguf", ".bin")):
+                digest = hashlib.sha256(content).hexdigest()
+                row["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
+            rows.append(row)
+        return json.dumps({"id": "some/net", "sha": COMMIT, "siblings": rows, "tags": [], "private": False}).encode()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: FakeHub
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        if self.hub.gated and self.headers.get("Authorization") != "Bearer good":
+            self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+        elif re.match(r"/api/models/some/net(/revision/[^/?]+)?(\?|$)", self.path):
+            self._send(200, self.hub.info(), {"Content-Type": "application/json"})
+        elif (match := re.match(r"/some/net/resolve/[^/]+/([^?]+)", self.path)) and match[1] in self.hub.files:
+            self._file(match[1], with_body)
+        else:
+            code = "EntryNotFound" if self.path.startswith("/some/net/") else "RepoNotFound"
+            self._send(404, b"", {"X-Error-Code": code})
+
+    def _file(self, name: str, with_body: bool) -> None:
+        content = self.hub.files[name]
+        if with_body and self.hub.statuses:
+            self._send(self.hub.statuses.pop(0), b"", {})
+            return
+        etag = hashlib.sha256(content).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if not with_body:
+            self._send(200, content, headers, body=False)
+            return
+        self.hub.gets += 1
+        start = 0
+        wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if wanted:
+            start = int(wanted[1])
+            self.hub.ranges.append(wanted[0])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        piece = content[start:]
+        if name in self.hub.wrong:
+            piece = bytes(reversed(piece))
+        cut = self.hub.cuts.pop(0) if self.hub.cuts else None
+        self._send(206 if wanted else 200, piece, headers, cut=cut)
+
+    def _send(
+        self, status: int, content: bytes, headers: dict[str, str], body: bool = True, cut: int | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body and self.command != "HEAD":
+            self.wfile.write(content if cut is None else content[:cut])
+        if cut is not None:
+            self.wfile.flush()
+            self.close_connection = True
+
+
+@contextmanager
+def serve(hub: FakeHub) -> Iterator[FakeHub]:
+    """Run the server; `hub.address` is its address."""
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
