@@ -38,6 +38,10 @@ class Adapters:
         self._users: dict[int, int] = {}
         self._loaded: dict[str, str] = {}
 
+    def close(self) -> None:
+        """Let go of the networks."""
+        self._pipe = None
+
     @contextmanager
     def using(self, loras: Sequence[Lora], control: Control) -> Iterator[None]:
         """Run a job with exactly these LoRAs.

@@ -118,6 +118,7 @@ class DiffusersImage:
     def close(self) -> None:
         """Give everything back. Idempotent."""
         self._tasks.close()
+        self._adapters.close()
         self._preview = None
         pipe, self._pipe = self._pipe, None
         if pipe is not None and getattr(pipe, "_all_hooks", None):

@@ -140,7 +140,7 @@ def qwen_vl_encoder() -> Any:
 
 
 def kl_vae(*, latent_channels: int = 4, levels: int = 2, channels: int = 8, shift: float | None = None) -> Any:
-    """A KL VAE that shrinks by 2 ** (levels - 1) a side; `shift` makes it SD3's, Flux's or Z-Image's (no quant convs)."""
+    """A KL VAE that shrinks by 2 ** (levels - 1) a side; `shift` makes it one of SD3 or Flux (no quant convs)."""
     import torch
     from diffusers import AutoencoderKL
 
