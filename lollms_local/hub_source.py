@@ -157,7 +157,7 @@ def _hub_errors(spec: ModelSpec) -> Iterator[None]:
     except hub.LocalEntryNotFoundError as exc:
         _refuse_offline(spec)
         raise _Passing("the hub did not answer") from exc
-    except hub.HTTPError as exc:  # of whichever HTTP library this client uses
+    except hub.HTTPError as exc:  # type: ignore[attr-defined,unused-ignore]  # of the HTTP library that the client uses
         raise _Passing(f"the transfer broke off ({type(exc).__name__})") from exc
     except (hub.FileMetadataError, EOFError) as exc:
         raise _Passing("the hub's answer was not complete") from exc
