@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from .errors import InsufficientMemory, ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
+from .ledger import Ledger
 from .memory import Pools, readable
 from .residents import History, Slot, receipt
 from .turns import Blocked, Request, Turns
@@ -33,10 +34,10 @@ class Admission:
 
 
 class Table:
-    """What is in memory. Every method is called with the turns' lock held."""
+    """What is in memory. Every method but `needs` is called with the turns' lock held."""
 
-    def __init__(self, pools: Pools, turns: Turns, policy: Policy, clock: Callable[[], float]) -> None:
-        self.pools, self.turns, self.policy, self.clock = pools, turns, policy, clock
+    def __init__(self, pools: Pools, turns: Turns, policy: Policy, clock: Callable[[], float], ledger: Ledger) -> None:
+        self.pools, self.turns, self.policy, self.clock, self.ledger = pools, turns, policy, clock, ledger
         self.slots: dict[Hashable, Slot] = {}
         self.history: dict[Hashable, History] = {}
         self.pinned: set[Hashable] = set()
@@ -80,7 +81,7 @@ class Table:
 
     def needs(self, key: Hashable, predicted: Mapping[str, int]) -> dict[str, int]:
         """Bytes to plan with: the prediction, or what the same prediction turned out to be before if that is more."""
-        seen = self.history[key].measured.get(_figure(predicted), {}) if key in self.history else {}
+        seen = self.ledger.measured(key, predicted)
         return {pool: max(count, seen.get(pool, 0)) for pool, count in {**seen, **predicted}.items()}
 
     def insert(self, request: Request) -> Slot:
@@ -96,10 +97,9 @@ class Table:
         return slot
 
     def correct(self, slot: Slot, measured: Mapping[str, int]) -> None:
-        """Charge a loaded model for what it was seen to take, if that is more than predicted, and remember it."""
+        """Charge a loaded model for what it was seen to take, if that is more than predicted."""
         slot.measured = dict(measured)
         slot.loaded_at = slot.last_used = self.clock()
-        slot.history.measured[_figure(slot.claims)] = dict(measured)
         for pool, count in measured.items():
             slot.charged[pool] = max(slot.charged.get(pool, 0), count)
 
@@ -201,7 +201,3 @@ class Table:
         return ModelBusy(
             f"{what} It was not free within {request.wait_s:g} s.", hint="Try again when that job is done."
         )
-
-
-def _figure(claims: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(claims.items()))

@@ -104,6 +104,7 @@ class Loader:
             plan = self._table.relief(over)
             _mark_closing(plan)
             self._turns.cond.notify_all()
+        self._table.ledger.note(slot.key, slot.claims, loaded.measured)
         log.info("%s loaded in %.2f s.", slot.label, loaded.load_s)
         if over:
             log.warning("%s takes more than predicted; over the budget by %s.", slot.label, _in_words(over))

@@ -24,6 +24,8 @@ from .admission import Table
 from .devices import Memory, pool_memory
 from .errors import ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
+from .idle import IdleTimer
+from .ledger import Ledger
 from .loading import Loader
 from .memory import Pools, own_bytes
 from .residents import ResidentInfo, Slot, is_out_of_memory
@@ -53,6 +55,7 @@ class ModelManager:
         give_back: collects garbage and returns freed memory to the system; once per batch of closed models.
         policy: what leaves first; see `eviction.score`.
         own: bytes this process really has of a pool; default: measured if `memory` is, else not asked.
+        ledger: measured sizes of earlier loads; default: those of this manager.
         turns: the queue; default: the process's own.
         timer: unload idle models from a background thread; False leaves it to calls of `sweep`.
     """
@@ -68,18 +71,19 @@ class ModelManager:
         give_back: Callable[[], None] = memory_module.give_back,
         policy: Policy = "cost",
         own: Callable[[str], int] | None = None,
+        ledger: Ledger | None = None,
         turns: Turns = PROCESS,
         timer: bool = True,
     ) -> None:
         if own is None and memory is pool_memory:
             own = own_bytes
-        self._table = Table(Pools(memory, dict(budgets or {}), headroom_bytes, own), turns, policy, clock)
+        self._table = Table(
+            Pools(memory, dict(budgets or {}), headroom_bytes, own), turns, policy, clock, ledger or Ledger()
+        )
         self._loader = Loader(self._table, give_back)
         self._turns, self._wait_s, self._clock = turns, wait_s, clock
         self._closed = False
-        self._use_timer = timer
-        self._timer: threading.Thread | None = None
-        self._timer_wake = threading.Event()
+        self._timer = IdleTimer(self._due_s, self.sweep, turns.cond) if timer else None
 
     # --- use --------------------------------------------------------------------------------------------------
 
@@ -202,7 +206,7 @@ class ModelManager:
         with self._turns.cond:
             self._closed = True
             self._table.pinned.clear()
-            self._timer_wake.set()
+            self._look_again()
             self._turns.cond.notify_all()
         self._loader.evict_idle()
 
@@ -246,7 +250,7 @@ class ModelManager:
                 slot = self._loader.load(request)
                 if slot is not None:
                     with turns.cond:
-                        self._start_timer(slot)
+                        self._look_again()
                     return slot
 
     def _next(self, request: Request) -> Blocked | None:
@@ -279,7 +283,7 @@ class ModelManager:
                 return Blocked("room")
         if slot.terms.idle_unload_s != request.terms.idle_unload_s:
             slot.terms = request.terms  # the latest word counts
-            self._start_timer(slot)
+            self._look_again()
         self._turns.take(request)
         slot.take(request, self._clock())
         slot.floor = self._table.floor
@@ -292,30 +296,15 @@ class ModelManager:
             last = [slot] if self._closed and not slot.users and slot.state == "ready" else []
         self._loader.close(last)
 
-    # --- idle models ------------------------------------------------------------------------------------------
+    def _look_again(self) -> None:
+        if self._timer is not None:
+            self._timer.look_again()
 
-    def _start_timer(self, slot: Slot) -> None:
-        """See to it that somebody watches the idle times."""
-        if not self._use_timer or slot.terms.idle_unload_s <= 0:
-            return
-        self._timer_wake.set()
-        if self._timer is None:
-            self._timer = threading.Thread(target=self._watch, name="lollms-local-idle", daemon=True)
-            self._timer.start()
-
-    def _watch(self) -> None:
-        """The timer: sleeps until the next model may be due, ends when there is none that could be."""
-        while True:
-            with self._turns.cond:
-                self._timer_wake.clear()
-                now = self._clock()
-                due = min((s.due(now) for s in self._table.slots.values()), default=threading.TIMEOUT_MAX)
-                if self._closed or due >= threading.TIMEOUT_MAX:
-                    self._timer = None
-                    return
-            if due > 0:
-                self._timer_wake.wait(due)
-            self.sweep()
+    def _due_s(self) -> float:
+        """Seconds until a model may have been idle long enough."""
+        slots = [] if self._closed else self._table.slots.values()
+        now = self._clock()
+        return min((slot.due(now) for slot in slots), default=threading.TIMEOUT_MAX)
 
 
 class _Lease(AbstractContextManager[M], Generic[M]):

@@ -57,7 +57,6 @@ class History:
 
     uses: int = 0
     returned: float | None = None
-    measured: dict[tuple[tuple[str, int], ...], dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
