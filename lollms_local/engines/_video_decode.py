@@ -26,10 +26,6 @@ __all__ = [
 DecodeMode = Literal["whole", "chunks", "tiles"]
 _MODES: tuple[DecodeMode, ...] = ("whole", "chunks", "tiles")
 
-#: values that live at once per value of the decoder's widest layer; measured, see benchmarks/bench_ttv.py --memory
-_DECODER_COPIES = 6
-#: the same for a pass of the denoiser
-_DENOISER_COPIES = 24
 #: side of a tile in pixels, about: each VAE has its own
 _TILE = 384
 #: frames that AnimateDiff decodes at once by itself
@@ -49,7 +45,7 @@ def decode_bytes(rules: VideoRules, width: int, height: int, frames: int, number
     if mode == "tiles":
         area = min(area, _TILE * _TILE)
     at_once = _frames_at_once(rules, frames, mode)
-    return int(area * at_once * rules.decoder_channels * number_bytes * _DECODER_COPIES)
+    return int(area * at_once * rules.decoder_channels * rules.decoder_copies * number_bytes)
 
 
 def _frames_at_once(rules: VideoRules, frames: int, mode: DecodeMode) -> int:
@@ -74,7 +70,7 @@ def film_workspace(rules: VideoRules, width: int, height: int, frames: int, deno
     tokens = max(1, width * height * frames // rules.token_pixels)
     film = film_bytes(width, height, frames, vae)
     whole, chunks, tiles = (decode_bytes(rules, width, height, frames, vae, mode) + film for mode in _MODES)
-    denoise = tokens * rules.denoiser_channels * _DENOISER_COPIES * denoiser
+    denoise = tokens * rules.denoiser_channels * rules.denoiser_copies * denoiser
     return Workspace(denoise, whole, chunks, tiles)
 
 

@@ -40,7 +40,9 @@ class VideoRules:
         decoding: how its VAE works; see `Decoding`.
         frames_per_pass: frames that one pass of the VAE's decoder makes when it works in chunks.
         decoder_channels: channels of the decoder per pixel of the picture at its widest.
+        decoder_copies: values that live at once per value of that layer; measured, benchmarks/bench_ttv.py --memory.
         denoiser_channels: width of the denoiser per latent token.
+        denoiser_copies: values that live at once per value of that width, guidance in the same batch included.
         token_pixels: pixels (of all frames) that one token stands for.
         needs: packages that generation needs and that loading does not miss.
     """
@@ -64,7 +66,9 @@ class VideoRules:
     decoding: Decoding
     frames_per_pass: int
     decoder_channels: float
+    decoder_copies: int
     denoiser_channels: int
+    denoiser_copies: int
     token_pixels: int
     needs: tuple[str, ...] = ()
 
@@ -127,7 +131,9 @@ def _wan(config: Config) -> VideoRules:
         decoding="always_chunks",
         frames_per_pass=temporal,
         decoder_channels=(vae.get("decoder_base_dim") or vae.get("base_dim", 96)) / pixels_of_decoder,
+        decoder_copies=14,
         denoiser_channels=heads * width,
+        denoiser_copies=8,
         token_pixels=(spatial * patch) ** 2 * temporal,
         needs=("ftfy",) if from_image else (),  # WanPipeline calls it only where it is installed, the other always
     )
@@ -163,7 +169,9 @@ def _ltx(config: Config) -> VideoRules:
         decoding="framewise",
         frames_per_pass=17,  # 16 of a tile in time and one of overlap
         decoder_channels=channels[0] / patch**2,
+        decoder_copies=6,
         denoiser_channels=transformer.get("num_attention_heads", 32) * transformer.get("attention_head_dim", 64),
+        denoiser_copies=16,
         token_pixels=spatial**2 * temporal,
     )
 
@@ -197,7 +205,9 @@ def _cogvideox(config: Config) -> VideoRules:
         decoding="always_chunks",
         frames_per_pass=2 * temporal + 1,
         decoder_channels=blocks[0],
+        decoder_copies=20,
         denoiser_channels=transformer.get("num_attention_heads", 30) * transformer.get("attention_head_dim", 64),
+        denoiser_copies=16,
         token_pixels=(spatial * patch) ** 2 * temporal,
     )
 
@@ -240,7 +250,9 @@ def _stable_diffusion(
         decoding=decoding,
         frames_per_pass=1,
         decoder_channels=channels[0],
+        decoder_copies=8,
         denoiser_channels=next(iter(unet.get("block_out_channels", (320,)))),
+        denoiser_copies=24,
         token_pixels=spatial**2,
     )
 
