@@ -79,6 +79,9 @@ def download_models(
     folder = get_runtime().models_dir
     missing = [spec for spec in specs if not weights.is_downloaded(spec, folder)]
     plans = {spec.id: weights.plan(spec, token=token) for spec in missing}
+    if not missing and not as_json:
+        typer.echo(f"{', '.join(spec.id for spec in specs)}: already in {folder}")
+        return
     if not quiet and not as_json:
         _show_plan(specs, plans, folder)
     if dry_run:
