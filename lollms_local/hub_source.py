@@ -25,7 +25,7 @@ __all__ = ["HubSource"]
 
 log = logging.getLogger(__name__)
 
-#: tries per file; each goes on where the one before stopped
+#: tries that bring nothing new; each goes on where the one before stopped
 TRIES = 6
 
 
@@ -65,48 +65,81 @@ class HubSource:
         return DownloadPlan(tuple(chosen), str(info.sha or spec.origin.version or "main"))
 
     def fetch(self, spec: ModelSpec, plan: DownloadPlan, folder: Path, report: Report, token: str) -> None:
-        """Fetch each file into `folder`; a file that is there whole is not fetched again."""
-        from huggingface_hub import hf_hub_download
-
-        by_meter = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+        """Fetch each file into `folder`; what is there whole is not fetched again, a part is continued."""
+        parts = folder / ".parts"
         done = 0
         for file in plan.files:
-            before = done
-            meter = {"tqdm_class": _meter(report, file.path, before)} if by_meter else {}
-
-            def bring(file: PlannedFile = file, meter: dict[str, Any] = meter) -> str:
-                return hf_hub_download(  # type: ignore[no-any-return,call-overload,unused-ignore]
-                    spec.origin.name,
-                    file.remote,
-                    revision=plan.revision,
-                    local_dir=folder,
-                    token=token or None,
-                    endpoint=self._endpoint,
-                    **meter,
-                )
-
-            self._try(spec, bring)
-            _check_blob(inside(folder, file.path), file)
+            target = inside(folder, file.path)
+            if not file.bytes or not target.is_file() or target.stat().st_size != file.bytes:
+                self._bring(spec, plan, file, target, parts, _meter(report, file.path, done), token)
+            _check_blob(target, file)
             done += file.bytes
             report(file.path, done)
-        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        shutil.rmtree(parts, ignore_errors=True)
 
-    def _try(self, spec: ModelSpec, action: Callable[[], Any]) -> Any:
-        """Run an action that reaches the hub; faults that pass are tried again, the others become our errors."""
-        for attempt in range(1, TRIES + 1):
+    def _bring(
+        self, spec: ModelSpec, plan: DownloadPlan, file: PlannedFile, target: Path, parts: Path, meter: type, token: str
+    ) -> None:
+        """One file, over plain HTTP and through a part that outlives this process: the client's own function for whole
+        repositories forgets a part when its process ends."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined,unused-ignore]
+
+        if file.bytes > MAX_HTTP_DOWNLOAD_SIZE:
+            raise DownloadError(
+                f"{file.path} of {spec.origin.name} is larger than the hub gives out over HTTP.",
+                hint=f"Run: hf download {spec.origin.name}; lollms-local finds it in that tool's cache.",
+            )
+        part = parts / hashlib.sha256(f"{plan.revision}/{file.remote}".encode()).hexdigest()[:16]
+        for folder in (parts, target.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        url = hf_hub_url(spec.origin.name, file.remote, revision=plan.revision, endpoint=self._endpoint)
+        headers = {**build_hf_headers(token=token or None), "Accept-Encoding": "identity"}
+
+        bar = {"tqdm_class": meter} if "tqdm_class" in inspect.signature(http_get).parameters else {}
+
+        def go_on() -> None:
+            if file.bytes and _size(part) > file.bytes:
+                part.unlink()
+            with part.open("ab") as out:
+                http_get(
+                    url,
+                    out,
+                    resume_size=out.tell(),
+                    headers=headers,
+                    expected_size=file.bytes or None,
+                    **bar,
+                )
+
+        self._try(spec, go_on, lambda: _size(part))
+        os.replace(part, target)
+
+    def _try(self, spec: ModelSpec, action: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
+        """Run an action that reaches the hub; faults that pass are tried again, the others become our errors.
+
+        Args:
+            progress: bytes that are here; as long as they grow, it is worth another try.
+        """
+        attempt, before = 1, progress()
+        while True:
             try:
                 with _hub_errors(spec):
                     return action()
             except _Passing as exc:
-                if attempt == TRIES:
+                attempt, before = (1, progress()) if progress() > before else (attempt + 1, before)
+                if attempt > TRIES:
                     raise DownloadError(
                         f"{spec.origin.name} could not be fetched after {TRIES} tries: {exc}.",
                         hint="Check the network (and HF_ENDPOINT); run it again, it goes on where it stopped.",
                     ) from exc.__cause__
-                log.info("%s: try %d failed (%s)", spec.id, attempt, exc)
-                _without_xet()
+                log.info("%s: a try failed (%s)", spec.id, exc)
                 self._pause(exc.wait_s or min(2.0 ** (attempt - 1), 20.0))
-        raise AssertionError("unreachable")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 class _Passing(Exception):
@@ -166,10 +199,6 @@ def _hub_errors(spec: ModelSpec) -> Iterator[None]:
             raise
         # the client says so when fewer bytes came than announced
         raise _Passing("a file did not come whole") from exc
-    except RuntimeError as exc:
-        if "xet" not in f"{type(exc).__module__} {exc}".lower() and "CAS" not in str(exc):
-            raise
-        raise _Passing("the fast transfer failed") from exc
 
 
 def _by_status(name: str, exc: Any) -> Exception:
@@ -185,14 +214,6 @@ def _by_status(name: str, exc: Any) -> Exception:
             wait = 0.0
         return _Passing(f"the hub answered with status {code}", min(wait, 60.0))
     return DownloadError(f"The hub answered {name} with status {code}.", hint="Check the name and HF_ENDPOINT.")
-
-
-def _without_xet() -> None:
-    """After a failure go on over plain HTTP, which can resume at any byte."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_DISABLE_XET = True
-    os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 
 def _check_blob(path: Path, file: PlannedFile) -> None:

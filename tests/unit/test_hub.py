@@ -74,12 +74,29 @@ def test_cuts_at_random_places_never_leave_wrong_bytes(hub: FakeHub, tmp_path: P
         assert weights.verify(net(), tmp_path / str(round_)) == []
 
 
+def test_a_part_outlives_its_process_and_is_continued(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(progress: DownloadProgress) -> None:
+        if progress.done_bytes > 2_000_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(hub, tmp_path, on_progress=killed)
+    assert not weights.is_downloaded(net(), tmp_path)
+    assert hub.ranges == []
+    folder = fetch(hub, tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    (resumed,) = hub.ranges
+    assert int(resumed.removeprefix("bytes=").rstrip("-")) >= 1_900_000
+
+
 def test_a_fetch_that_gives_up_is_not_installed_and_the_next_one_completes_it(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_source, "TRIES", 1)  # the client itself tries five times a second apart
     hub.files = {"model.safetensors": CONTENT}
-    hub.cuts = [1000] * 200
+    hub.cuts = [1000] * 200  # less than the client keeps, so nothing is gained
     with pytest.raises(DownloadError, match="after 1 tries") as caught:
         fetch(hub, tmp_path)
     assert "run it again" in caught.value.hint
