@@ -98,7 +98,7 @@ class HubSource:
         url = hf_hub_url(spec.origin.name, file.remote, revision=plan.revision, endpoint=self._endpoint)
         headers = {**build_hf_headers(token=token or None), "Accept-Encoding": "identity"}
 
-        bar = {"tqdm_class": meter} if "tqdm_class" in inspect.signature(http_get).parameters else {}
+        bar: dict[str, Any] = {"tqdm_class": meter} if "tqdm_class" in inspect.signature(http_get).parameters else {}
 
         def go_on() -> None:
             if file.bytes and _size(part) > file.bytes:
