@@ -21,7 +21,7 @@ from ..errors import GenerationError, LoadError, ModelBusy, UnsupportedRequest
 from ..footprint import Footprint
 from ..gguf import GgufHeader
 from ..modalities.base import Control, LoadOptions, Modality
-from ..modalities.chat import ChatInfo, ChatLoadOptions, ChatOptions, ChatRequest, ChatResult, PieceSink
+from ..modalities.chat import ChatInfo, ChatLoadOptions, ChatOptions, ChatRequest, ChatResult, Piece, PieceSink
 from .llama.context import Context
 from .llama.embedding import Embedder
 from .llama.files import ModelFiles, has_gpu, model_files
@@ -32,6 +32,7 @@ from .llama.prefix import PromptCache
 from .llama.prompt import Prompt, PromptBuilder
 from .llama.sampling import Sampler
 from .llama.stream import AnswerStream
+from .llama.template import ChatTemplate
 from .llama.tools import parse_calls
 from .llama.vocabulary import Tokens
 
@@ -53,6 +54,7 @@ class LlamaCppChat:
         self._closed = False
         self._contexts: list[Any] = []
         self._embedder: Embedder | None = None
+        self._live: tuple[str, bytes] | None = None
         self._cache = PromptCache(placement.prompt_cache_bytes)
         self._sizes = Sizes.of(files.header, files.weights_bytes)
         self._weights_bytes = files.weights_bytes
@@ -128,6 +130,32 @@ class LlamaCppChat:
             raise LoadError("The plan for this model was made by another engine.", hint="Report this as a bug.")
         return cls(model_files(path, options), options, placement)
 
+    @classmethod
+    def describe(cls, path: Path, options: ChatLoadOptions) -> dict[str, Any]:
+        """What the header says about a model: name, architecture, sizes, abilities. Nothing is loaded."""
+        files = model_files(path, options)
+        header, sizes = files.header, Sizes.of(files.header, files.weights_bytes)
+        template = ChatTemplate(_template_source(header))
+        return {
+            "title": str(header.metadata.get("general.name", header.path.stem)),
+            "architecture": header.architecture,
+            "size_label": str(header.metadata.get("general.size_label", "")),
+            "size_bytes": files.weights_bytes,
+            "layers": sizes.layers,
+            "vocabulary_size": sizes.vocabulary,
+            "embedding_size": sizes.embedding,
+            "trained_context_size": sizes.trained_ctx,
+            "supports_vision": cls.sees(path, options),
+            "supports_thinking": template.knows_thinking,
+            "supports_tools": template.knows_tools,
+            "chat_template": template.source,
+        }
+
+    @classmethod
+    def sees(cls, path: Path, options: ChatLoadOptions) -> bool:
+        """Whether it can be shown images."""
+        return False
+
     # --- what it can do ---------------------------------------------------------------------------------------
 
     @property
@@ -189,8 +217,8 @@ class LlamaCppChat:
         control: Control,
         sink: PieceSink,
     ) -> ChatResult:
-        stream = AnswerStream(options.stop, prompt.closing, split_thoughts=not prompt.raw)
-        self._live: tuple[str, bytes] | None = None
+        stream = AnswerStream(options.stop, prompt.closing, split_thoughts=not prompt.raw, calls=prompt.call_marks)
+        self._live = None
         if not options.cache_prompt:
             context.clear()
         cached = self._cache.prepare(context, prompt.tokens) if options.cache_prompt else 0
@@ -200,7 +228,9 @@ class LlamaCppChat:
                 draft_tokens=self._options.draft_tokens if self._options.speculation == "prompt_lookup" else 0,
             )  # fmt: skip
         self._remember(context, prompt, outcome.written)
-        text, calls = parse_calls(stream.answer, prompt.tools)
+        text, calls = parse_calls(stream.answer + stream.hidden, prompt.tools)
+        if stream.hidden and not calls:
+            sink(Piece("answer", stream.hidden))  # it only looked like a call
         return ChatResult(
             text=text,
             thoughts=stream.thoughts.strip(),
@@ -274,7 +304,7 @@ class LlamaCppChat:
         self._live = (prompt.text, b"".join(self._tokens.piece(t, special=True) for t in written[:count]))
 
     def _live_text(self) -> tuple[str, list[int]] | None:
-        live = getattr(self, "_live", None)
+        live = self._live
         if live is None or self._context is None:
             return None
         try:

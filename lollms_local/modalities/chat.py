@@ -109,6 +109,7 @@ class ChatOptions(Options):
     logit_bias: dict[str, float] = choice({}, 'Token number or text -> added to its logit, e.g. {"15": -100}.')
     think: bool = choice(False, "Let models that can reason think before they answer.")
     reasoning_effort: str = auto("", "low | medium | high, for models that know it.")
+    embedding_model: str = auto("", "Model for embeddings: a catalogue id or path; empty = the chat model itself.")
     cache_prompt: bool = choice(True, "Do not read again what is still in memory from earlier turns.")
 
 

@@ -11,7 +11,7 @@ from ...modalities.chat import ChatOptions, ChatRequest
 from .schema import schema_grammar
 from .stream import opened_thought
 from .template import ChatTemplate, flat_messages
-from .tools import call_schema, checked_tools, tools_prompt
+from .tools import CALL_MARKS, call_schema, checked_tools, tools_prompt
 from .vocabulary import Tokens
 
 __all__ = ["Prompt", "PromptBuilder"]
@@ -30,6 +30,7 @@ class Prompt:
         raw: it was given as it stands.
         closing: mark that ends the thought in which it leaves off.
         tools: functions that the answer may call.
+        call_marks: texts that begin a call; "" = the whole answer is one.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Prompt:
     raw: bool
     closing: str
     tools: Sequence[Mapping[str, Any]]
+    call_marks: tuple[str, ...] = ()
     gbnf: str = ""
     schema: Mapping[str, Any] | None = None
 
@@ -81,7 +83,8 @@ class PromptBuilder:
             raise UnsupportedRequest("A request has either a grammar or a JSON schema.")
         raw = request.messages is None
         closing = "" if raw or schema is not None or request.grammar else opened_thought(text)
-        return Prompt(text, self._split(text, live_text), raw, closing, tools, request.grammar or "", schema)
+        marks = () if not tools else CALL_MARKS if request.tool_choice == "auto" else ("",)
+        return Prompt(text, self._split(text, live_text), raw, closing, tools, marks, request.grammar or "", schema)
 
     def _rendered(self, request: ChatRequest, options: ChatOptions, tools: Sequence[Mapping[str, Any]]) -> str:
         messages = flat_messages(request.messages or ())

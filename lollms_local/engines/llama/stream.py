@@ -17,6 +17,7 @@ THOUGHTS = (
     ("[THINK]", "[/THINK]"),
     ("<|channel|>analysis<|message|>", "<|end|>"),
 )
+_OPENINGS = tuple(open_ for open_, _ in THOUGHTS)
 #: markup between the end of a thought and the answer
 _BETWEEN = ("<|start|>assistant<|channel|>final<|message|>", "<|channel|>final<|message|>")
 
@@ -38,21 +39,28 @@ class AnswerStream:
         stop: texts that end the answer.
         closing: the mark that ends the thought in which the prompt left off; "" = none.
         split_thoughts: False leaves thoughts where they are (raw completion).
+        calls: marks that begin function calls; from there on nothing is given. "" = from the first character.
 
     Attributes:
         stopped: a stop text has come; everything after it is dropped.
+        hidden: function calls, with their marks.
         answer, thoughts: all that was given so far.
     """
 
-    def __init__(self, stop: Sequence[str] = (), closing: str = "", *, split_thoughts: bool = True) -> None:
+    def __init__(
+        self, stop: Sequence[str] = (), closing: str = "", *, split_thoughts: bool = True, calls: Sequence[str] = ()
+    ) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = tuple(s for s in stop if s)
         self._closing = closing
         self._split = split_thoughts
+        self._calls = tuple(c for c in calls if c)
+        self._hidden = "" in calls
         self._held = ""
         self.stopped = False
         self.answer = ""
         self.thoughts = ""
+        self.hidden = ""
 
     def feed(self, data: bytes) -> list[Piece]:
         """Bytes of a token; the pieces that are complete now."""
@@ -82,6 +90,9 @@ class AnswerStream:
             self._held = self._held[at + len(mark) :]
             if self._closing:
                 self._closing = ""
+            elif mark in self._calls:
+                self._hidden = True
+                self.hidden += mark
             elif mark in self._stop:
                 self.stopped, self._held = True, ""
                 return pieces
@@ -92,10 +103,15 @@ class AnswerStream:
         """Texts that would change something now. A stop text within a thought is part of the thought."""
         if self._closing:
             return (self._closing,)
-        return (*self._stop, *(open_ for open_, _ in THOUGHTS), *_BETWEEN) if self._split else self._stop
+        if self._hidden:
+            return self._stop
+        return (*self._stop, *self._calls, *((*_OPENINGS, *_BETWEEN) if self._split else ()))
 
     def _give(self, pieces: list[Piece], text: str) -> None:
         kind: Kind = "thought" if self._closing else "answer"
+        if self._hidden and not self._closing:
+            self.hidden += text
+            return
         if kind == "thought":
             if not self.thoughts:
                 text = text.lstrip("\n")

@@ -10,8 +10,10 @@ from typing import Any
 from ...errors import UnsupportedRequest
 from ...modalities.chat import ToolCall
 
-__all__ = ["call_schema", "checked_tools", "parse_calls", "tools_prompt"]
+__all__ = ["CALL_MARKS", "call_schema", "checked_tools", "parse_calls", "tools_prompt"]
 
+#: texts that begin a call
+CALL_MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 _MISTRAL = re.compile(r"\[TOOL_CALLS\]\s*(\[.*\]|\{.*\})", re.DOTALL)
 

@@ -1,0 +1,176 @@
+"""What the host says about a chat, in the engine's terms: schemas, tools, images, and structured answers.
+
+Kept apart from the binding so that none of it needs the host to be installed or tested.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import MediaError, UnsupportedRequest
+
+__all__ = ["StructuredText", "find_images", "image_bytes", "read_schema", "read_tool_choice", "template_variables"]
+
+#: an image file larger than this is refused before it is decoded
+MAX_IMAGE_BYTES = 64 << 20
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+
+
+def read_schema(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The JSON schema that a call asks for by `json_schema` or `response_format`; None = none.
+
+    Accepted: a schema as mapping or JSON text, a pydantic class, and OpenAI's response_format
+    ({"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": ...}}).
+
+    Raises:
+        UnsupportedRequest: it is none of these.
+    """
+    schema = given.get("json_schema")
+    form = given.get("response_format")
+    if schema is None and isinstance(form, Mapping):
+        kind = form.get("type")
+        if kind == "json_object":
+            schema = form.get("schema") or {"type": "object"}
+        elif kind == "json_schema":
+            inner = form.get("json_schema", form)
+            schema = inner.get("schema", inner) if isinstance(inner, Mapping) else inner
+        elif kind not in (None, "text"):
+            raise UnsupportedRequest(f"response_format {kind!r} is not known.", hint="Use json_object or json_schema.")
+    elif schema is None and form is not None:
+        schema = form
+    if schema is None or schema == "":
+        return None
+    if hasattr(schema, "model_json_schema"):
+        schema = schema.model_json_schema()
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as exc:
+            raise UnsupportedRequest(f"The JSON schema is not valid JSON: {exc}.") from exc
+    if not isinstance(schema, Mapping):
+        raise UnsupportedRequest("The JSON schema must be an object.", hint='For example {"type": "object"}.')
+    return dict(schema)
+
+
+def read_tool_choice(value: Any) -> str:
+    """OpenAI's tool_choice as a word or a function's name."""
+    if isinstance(value, Mapping):
+        function = value.get("function", value)
+        return str(function.get("name", "auto")) if isinstance(function, Mapping) else "auto"
+    return str(value) if value else "auto"
+
+
+def template_variables(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables for the chat template: `chat_template_kwargs`, directly or in `extra_body`."""
+    found: dict[str, Any] = {}
+    body = given.get("extra_body")
+    for source in (body if isinstance(body, Mapping) else {}, given):
+        inner = source.get("chat_template_kwargs")
+        if isinstance(inner, Mapping):
+            found.update(inner)
+    return found
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def find_images(messages: Iterable[Mapping[str, Any]], extra: Sequence[Any] | None = None) -> list[bytes]:
+    """All images of a conversation, each once: those within messages, then the separately given ones.
+
+    The host gives the same picture in the message and again as an argument.
+    """
+    values: list[Any] = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, (list, tuple)) else ():
+            if isinstance(part, Mapping) and part.get("type") in ("image_url", "image"):
+                url = part.get("image_url", part.get("image", part.get("data")))
+                values.append(url.get("url") if isinstance(url, Mapping) else url)
+        values += list(message.get("images") or ()) if isinstance(message, Mapping) else []
+    values += list(extra or ())
+    unique = {hashlib.sha256(data).digest(): data for data in map(image_bytes, values)}
+    return list(unique.values())
+
+
+def image_bytes(value: Any) -> bytes:
+    """The image file that a value stands for: bytes, a data URL, base64, or a path. Told apart by content.
+
+    A JPEG in base64 begins with "/9j/" and so looks like a path.
+
+    Raises:
+        MediaError: it is none of these, or a web address (nothing is fetched from here).
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _checked(bytes(value))
+    if isinstance(value, Path):
+        return _from_file(value)
+    if not isinstance(value, str) or not value.strip():
+        raise MediaError("An image is neither bytes nor text.", hint="Give bytes, base64, a data URL or a path.")
+    text = value.strip()
+    if text.startswith("data:"):
+        return _checked(_decoded(text.partition(",")[2]) or b"")
+    if text.startswith(("http://", "https://")):
+        raise MediaError(f"The image {text[:80]} is on the web.", hint="Download it first, then give the file.")
+    decoded = _decoded(text)
+    if decoded is not None and decoded.startswith(_MAGIC):
+        return _checked(decoded)
+    return _from_file(Path(text.removeprefix("file://")))
+
+
+def _decoded(text: str) -> bytes | None:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _from_file(path: Path) -> bytes:
+    try:
+        if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
+            return _checked(path.read_bytes())
+    except OSError:
+        pass  # a name that no file can have; said below
+    raise MediaError(
+        f"There is no image at {str(path)[:80]!r}.", hint="Give bytes, base64, a data URL or a path of an image file."
+    )
+
+
+def _checked(data: bytes) -> bytes:
+    if not data.startswith(_MAGIC) or len(data) > MAX_IMAGE_BYTES:
+        raise MediaError("An image is not a PNG, JPEG, WebP, GIF, BMP or TIFF file.", hint="Convert it to PNG.")
+    return data
+
+
+# --- structured answers -------------------------------------------------------------------------------------------
+
+
+class StructuredText:
+    """Mixed into the host's text processor: its schemas constrain the decoding itself, all else stays the host's.
+
+    With it yes_no, multichoice_question, multichoice_ranking and generate_structured_content succeed with any model.
+    """
+
+    def generate_structured_content(self, prompt: str, schema: Any, *args: Any, **kwargs: Any) -> Any:
+        """The host's, with the schema passed on to the generation."""
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        normal = self._parse_and_normalize_schema(schema)  # type: ignore[attr-defined]
+        kwargs.setdefault("json_schema", normal)
+        return super().generate_structured_content(prompt, schema, *args, **kwargs)  # type: ignore[misc]
+
+    def generate_structured_content_pydantic(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for a pydantic class: an instance of it, or None.
+
+        The client calls this method and the host's own class lacks it. Arguments: prompt and class, in any order.
+        """
+        given = [*args, *(kwargs.pop(k) for k in ("prompt", "pydantic_model", "model", "schema") if k in kwargs)]
+        cls = next(a for a in given if hasattr(a, "model_json_schema"))
+        prompt = next(a for a in given if isinstance(a, str))
+        data = self.generate_structured_content(prompt, cls.model_json_schema(), **kwargs)
+        return None if data is None else cls.model_validate(data)
