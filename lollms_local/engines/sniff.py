@@ -20,7 +20,6 @@ _DEFAULT: dict[Modality, str] = {
 }
 _MODEL_TYPES: dict[str, tuple[Modality, str]] = {
     "bark": ("tts", "bark"),
-    "vits": ("tts", "vits"),
     "musicgen": ("ttm", "musicgen"),
     "musicgen_melody": ("ttm", "musicgen"),
 }

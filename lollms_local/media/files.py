@@ -70,7 +70,7 @@ def looks_like_text(head: bytes) -> bool:
 def open_source(source: Any) -> Iterator[tuple[IO[bytes], str, str]]:
     """Open a path, bytes or a seekable binary file; yield it with its demuxer and a name for messages.
 
-    A file object is read from its present position, to which it is put back; it is left open.
+    A file object is read from its beginning, put back to where it was, and left open.
 
     Raises:
         MediaError: it is missing, empty, not readable, a URL, or of no format in the table.
@@ -90,13 +90,14 @@ def open_source(source: Any) -> Iterator[tuple[IO[bytes], str, str]]:
                 hint="Give a path, the bytes of a file, an open binary file or a lollms_local.media.Audio.",
             )
         start = stream.tell()
+        stream.seek(0)
         head = stream.read(HEAD_BYTES)
-        stream.seek(start)
+        stream.seek(0)
         try:
             yield stream, _container_of(head, name), name
         finally:
             if stream is source:
-                stream.seek(start)  # the same object can be given again
+                stream.seek(start)
 
 
 def local_path(source: str | os.PathLike[str]) -> Path:

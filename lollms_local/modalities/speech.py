@@ -97,6 +97,13 @@ class SpokenPiece:
     text: str
     pause_s: float = 0.0
 
+    def with_pause(self) -> Audio:
+        """The sound with its silence after it, for a player that plays pieces one after the other."""
+        import numpy as np
+
+        silence = np.zeros((self.audio.channels, round(self.pause_s * self.audio.sample_rate)), np.float32)
+        return Audio(np.concatenate([self.audio.samples, silence], axis=1), self.audio.sample_rate)
+
 
 @dataclass(frozen=True)
 class Speech:
