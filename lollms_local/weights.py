@@ -57,8 +57,11 @@ def locate(spec: ModelSpec, models_dir: Path) -> Path:
             f"The model {spec.id!r} should be at {spec.origin.name}, but nothing is there.",
             hint="Correct the path in your models.yaml, or put the file back.",
         )
+    name, how = spec.id, spec.id
+    if spec.id == spec.origin.name.replace("/", "--"):  # a repository that the catalogue has no id for
+        name, how = spec.origin.name, f"{spec.origin.name} --modality {spec.modality}"
     raise ModelNotDownloaded(
-        f"The model {spec.id!r} is not in {models_dir}.", hint=f"Run: lollms-local models download {spec.id} --yes"
+        f"The model {name!r} is not in {models_dir}.", hint=f"Run: lollms-local models download {how} --yes"
     )
 
 

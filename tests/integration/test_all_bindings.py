@@ -173,7 +173,7 @@ def _other(default: Any) -> Any:
     if isinstance(default, bool):
         return not default
     if isinstance(default, int):
-        return 1 if default <= 0 else 0 if default > 1 else None
+        return 1 if default <= 0 else default // 2 if default > 1 else None
     if isinstance(default, float):
         return 1.0 if default <= 0 else default / 2
     return None
@@ -185,7 +185,7 @@ def test_get_client_from_env_builds_it(modality: str, tmp_path: Path, empty_runt
     lollms_config_api.set_binding_params(config, modality, "mine", f"local_{modality}", {"idle_unload_s": 7})
     path = lollms_config_api.save_config_map(config, tmp_path / "config.yaml")
     client = get_client_from_env(
-        conf_file=path, create_llm=modality == "llm", run_wizard_if_fail=False, **{f"create_{modality}": True}
+        conf_file=path, run_wizard_if_fail=False, **{"create_llm": False, f"create_{modality}": True}
     )
     assert getattr(client, modality).get_settings()["idle_unload_s"] == 7
 
