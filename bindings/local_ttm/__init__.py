@@ -37,8 +37,8 @@ class LocalTTM(LocalBinding[MusicModel], LollmsTTMBinding):
         Args:
             prompt: a description, or several: each rules an equal share of the time.
             model: catalogue id, repository or path; None = the configured one.
-            **kwargs: any field of `MusicOptions` (`duration` in seconds, `seed`, `format` ...); `melody`: a sound whose melody
-                is followed; `audio`: a sound that is continued (bytes of a file or a path); `lyrics` (see
+            **kwargs: any field of `MusicOptions` (`duration` in seconds, `seed`, `format` ...); `melody`: a sound whose
+                melody is followed; `audio`: a sound that is continued (bytes of a file or a path); `lyrics` (see
                 `generate_song_from_lyrics`); `progress_callback`; `cancelled`.
 
         Returns:

@@ -96,7 +96,9 @@ class LocalTTS(LocalBinding[SpeechModel], LollmsTTSBinding):
                 raise
             return found
 
-    def _who(self, model: str | None, voice: str | None, kwargs: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    def _who(
+        self, model: str | None, voice: str | None, kwargs: Mapping[str, Any]
+    ) -> tuple[str | None, dict[str, Any]]:
         """Which model, and the call's options with the voice in it where the voice is not a model by itself."""
         given = dict(kwargs)
         wanted, _, speaker = (str(voice).strip() if voice not in (None, "", "None") else "").partition("#")

@@ -14,8 +14,8 @@ SENTENCES = [
 def main(query: str) -> list[tuple[float, str]]:
     client = connect(chat=True)
     wanted, *known = client.llm.embed([query, *SENTENCES])
-    scores = [sum(a * b for a, b in zip(wanted, vector)) for vector in known]  # unit vectors: the cosine
-    ranked = sorted(zip(scores, SENTENCES), reverse=True)
+    scores = [sum(a * b for a, b in zip(wanted, vector, strict=True)) for vector in known]  # unit vectors: the cosine
+    ranked = sorted(zip(scores, SENTENCES, strict=True), reverse=True)
     for score, sentence in ranked:
         print(f"{score:.3f}  {sentence}")
     return ranked

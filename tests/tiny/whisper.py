@@ -1,4 +1,4 @@
-"""A tiny multilingual Whisper for CTranslate2: random weights, the real layout and the real vocabulary's special tokens."""
+"""A tiny CTranslate2 Whisper, built from a configuration: real files for the real library, in a second."""
 
 from __future__ import annotations
 
