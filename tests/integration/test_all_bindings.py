@@ -63,6 +63,16 @@ def test_description_yaml_says_what_the_code_reads(modality: str) -> None:
     assert not any(name.endswith("_binding_name") or name != name.lower() for name in names)
 
 
+def test_the_page_of_options_says_what_the_code_reads() -> None:
+    sys.path.insert(0, str(TOP / "scripts"))
+    try:
+        from describe_bindings import options_page
+    finally:
+        sys.path.remove(str(TOP / "scripts"))
+    text = (TOP / "docs" / "options.md").read_text(encoding="utf-8")
+    assert text == options_page(), "run: python scripts/describe_bindings.py"
+
+
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_a_client_is_built_without_loading_and_lists_models(modality: str, runtime: Runtime) -> None:
     binding = bound(modality)
