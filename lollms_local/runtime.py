@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,11 +17,12 @@ from pydantic import Field
 
 from . import weights
 from .catalog import Catalog, ModelSpec, builtin_catalog_path
-from .devices import GIB, Device, select_device
+from .devices import GIB, Device, available_devices, select_device
 from .engines import engine_class
 from .engines.sniff import default_engine, sniff
 from .errors import ModelNotFound
 from .footprint import Footprint
+from .ledger import Ledger
 from .manager import ModelManager, Terms
 from .modalities.base import LoadOptions, Modality
 from .offline import offline
@@ -90,7 +92,10 @@ class Runtime:
         self.models_dir = weights.models_dir(self.settings.models_dir)
         self.catalog = catalog or Catalog.read(builtin_catalog_path(), self.models_dir / "models.yaml")
         self.manager = manager or ModelManager(
-            budgets=self._budgets(), wait_s=self.settings.wait_s, policy=self.settings.eviction
+            budgets=self._budgets(),
+            wait_s=self.settings.wait_s,
+            policy=self.settings.eviction,
+            ledger=Ledger(self.models_dir / ".memory.json", context=_what_figures_depend_on()),
         )
 
     def _budgets(self) -> dict[str, int]:
@@ -216,6 +221,17 @@ class Runtime:
             shares_rng=engine.shares_rng,
             idle_unload_s=job.idle_unload_s,
         )
+
+
+def _what_figures_depend_on() -> str:
+    """Versions of the libraries that hold the memory, and the device: measured bytes of others are no guide."""
+    found = []
+    for package in ("llama-cpp-python", "torch", "diffusers", "transformers", "ctranslate2", "onnxruntime"):
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue  # then no model of it has figures
+    return "; ".join([*found, *(f"{d.torch_name} {d.name}" for d in available_devices())])
 
 
 _runtime: Runtime | None = None
