@@ -76,9 +76,9 @@ class Timeline:
             models = sum(sum(info.claims.values()) for info in get_runtime().manager.snapshot())
             self.samples.append((time.monotonic() - self._start, process.memory_info().rss, models))
 
-    def mark(self, text: str) -> None:
-        """Name this moment."""
-        self.marks.append((time.monotonic() - self._start, text))
+    def mark(self, moment: float, text: str) -> None:
+        """Name a moment, in seconds of `time.monotonic`."""
+        self.marks.append((moment - self._start, text))
 
     def stop(self) -> None:
         """End the watching thread."""
@@ -103,8 +103,10 @@ def run_demo(folder: Path, tell: Callable[[Step], None] = lambda step: None) -> 
     steps: list[Step] = []
     try:
         for modality in ORDER:
-            timeline.mark(NAMES[modality])
+            begin = time.monotonic()
             steps.append(_run_step(client, modality, folder, said=steps[0].text if steps else ""))
+            if steps[-1].state != "missing":
+                timeline.mark(begin, NAMES[modality])
             tell(steps[-1])
     finally:
         timeline.stop()

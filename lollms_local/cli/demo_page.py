@@ -30,8 +30,8 @@ def render_page(steps: Sequence[Step], timeline: Timeline, version: str) -> str:
 <h1>lollms-local {escape(version)}: one process, one memory</h1>
 <p>Everything on this page was made on this machine, in one process, through the LoLLMS client.</p>
 {body}
-<section><h2>Memory</h2><p class="facts">Upper line: resident memory of the process. Lower line: what the manager has
-granted to loaded models.</p>{_plot(timeline)}</section>
+<section><h2>Memory</h2><p class="facts">Green: resident memory of the process. Blue: what the manager has granted to
+loaded models, their work included.</p>{_plot(timeline)}</section>
 </body></html>
 """
 
