@@ -44,6 +44,10 @@ def build_musicgen(folder: Path, kind: Literal["mono", "stereo", "melody"] = "mo
         model = MusicgenForConditionalGeneration(MusicgenConfig(**parts))
     for layer in model.audio_encoder.quantizer.layers:
         layer.codebook.embed.normal_()  # a new Encodec's are zero: every code would sound the same
+    last = model.audio_encoder.encoder.layers[-1].conv
+    with torch.no_grad():  # a new encoder's output hardly moves: every sound would have the same codes
+        last.parametrizations.weight.original0.mul_(500)
+        last.bias -= model.audio_encoder.encoder(torch.rand(1, 1, 32_000) * 2 - 1)[0].mean(-1)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and not name.startswith("audio_encoder"):
             torch.nn.init.normal_(parameter, std=0.2)  # so that text and melody make a difference
