@@ -121,7 +121,14 @@ class LocalBinding(ModelCommands, Generic[M]):
 
     # --- use --------------------------------------------------------------------------------------------------
 
-    def run(self, use: Callable[[M, Any, Control], R], given: Mapping[str, Any], *, model: str | None = None) -> R:
+    def run(
+        self,
+        use: Callable[[M, Any, Control], R],
+        given: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        job: Job | None = None,
+    ) -> R:
         """Run ``use(model, options, control)`` under a lease.
 
         Args:
@@ -129,8 +136,9 @@ class LocalBinding(ModelCommands, Generic[M]):
             given: the call's keyword arguments: options, and optionally `progress_callback` (or `callback`), told a
                 dictionary after every step, and `cancelled`, a function or `threading.Event` polled while it works.
             model: name of the model; None = the configured one.
+            job: instead of `model`, where the binding has already chosen.
         """
-        job = self.job(model)
+        job = job or self.job(model)
         options = self.options(given, job.spec)
         with self.control(given) as control:
             return self._installing(job, lambda: get_runtime().call(job, lambda m: use(m, options, control)))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from lollms_client.lollms_ttm_binding import LollmsTTMBinding
 
-from lollms_local.engines import engine_class
 from lollms_local.errors import LocalModelError, UnsupportedRequest
 from lollms_local.host import LocalBinding, edge
 from lollms_local.media import decode_audio, encode_audio
@@ -67,6 +66,8 @@ class LocalTTM(LocalBinding[MusicModel], LollmsTTMBinding):
         if mode not in ("continue", "melody"):
             raise UnsupportedRequest(f"Music cannot be edited by {mode!r}.", hint='Use mode="continue" or "melody".')
         source = audio if audio is not None else kwargs.pop("music", None)
+        if source is None:
+            raise UnsupportedRequest("There is no music to edit.", hint="Give audio= as bytes of a file or as a path.")
         role = {"continue": "audio", "melody": "melody"}[mode]
         return self._music(prompt, kwargs.pop("model", None), {**kwargs, role: source})
 
@@ -74,12 +75,11 @@ class LocalTTM(LocalBinding[MusicModel], LollmsTTMBinding):
         job = self.job(model)
         self._refuse_lyrics(kwargs, self.options(kwargs, job.spec), job.spec.id)
         request = MusicRequest(_prompts(prompt), _sound(kwargs.get("melody")), _sound(kwargs.get("audio")))
-        self._installing(job, lambda: engine_class(job.spec.engine))
 
         def use(engine: MusicModel, options: MusicOptions, control: Control) -> tuple[Music, MusicOptions]:
             return engine.compose(request, options, control), options
 
-        music, options = self.run(use, kwargs, model=model)
+        music, options = self.run(use, kwargs, job=job)
         facts = {"model": job.spec.id, "seed": str(music.seed)}
         return encode_audio(music.audio, options.format, metadata=facts, normalise=options.normalise)
 

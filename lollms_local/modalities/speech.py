@@ -26,6 +26,7 @@ __all__ = [
     "base_language",
     "check_text",
     "join_pieces",
+    "nothing_spoken",
 ]
 
 
@@ -151,6 +152,13 @@ def check_text(text: str) -> str:
     return stripped
 
 
+def nothing_spoken() -> UnsupportedRequest:
+    """What is raised for a text in which no piece has a sound, such as a row of dots."""
+    return UnsupportedRequest(
+        "There is nothing in this text that the voice can speak.", hint="Give words in the voice's language."
+    )
+
+
 def base_language(code: str) -> str:
     """ISO 639-1 code of "en", "en-US", "en_us" or "EN"."""
     return code.strip().lower().replace("_", "-").partition("-")[0]
@@ -165,9 +173,7 @@ def join_pieces(pieces: Iterable[SpokenPiece], voice: str, seed: int) -> Speech:
 
     found = list(pieces)
     if not found:
-        raise UnsupportedRequest(
-            "There is nothing in this text that the voice can speak.", hint="Give words in the voice's language."
-        )
+        raise nothing_spoken()
     rate = found[0].audio.sample_rate
     parts = []
     for number, piece in enumerate(found):
