@@ -127,10 +127,10 @@ class FasterWhisperTranscriber:
             end_s = offset_s + piece.duration_s
             with _whisper_errors(f"The model {self.name}", GenerationError):
                 found, info = self._start(model, piece, settings, options)
-                for segment in found:
-                    said.append(segment.text)
-                    segments.append(_segment(segment, offset_s, self.name))
-                    control.report(min(segments[-1].end_s, end_s), max(total_s, end_s), "s", "transcribe")
+            for segment in self._found(found):
+                said.append(segment.text)
+                segments.append(_segment(segment, offset_s, self.name))
+                control.report(min(segments[-1].end_s, end_s), max(total_s, end_s), "s", "transcribe")
             if info.duration_after_vad > 0 and not language:
                 language, probability = info.language, float(info.language_probability)
                 settings["language"] = language  # later pieces are not guessed anew
@@ -157,6 +157,15 @@ class FasterWhisperTranscriber:
             vad_parameters={**vad, "min_silence_duration_ms": 160},
             **batched,
         )
+
+    def _found(self, segments: Iterator[Any]) -> Iterator[Any]:
+        """The segments as they are decoded; only what decoding raises is mapped, not what their reader raises."""
+        while True:
+            with _whisper_errors(f"The model {self.name}", GenerationError):
+                segment = next(segments, None)
+            if segment is None:
+                return
+            yield segment
 
     def _batch_size(self, options: TranscriptionOptions, duration_s: float) -> int:
         """1 = one stretch after the other. Batches need the speech detector, which finds what to put side by side."""
@@ -270,7 +279,9 @@ def _whisper_errors(what: str, error: type[LocalModelError]) -> Iterator[None]:
         raise InsufficientMemory(
             f"{what} ran out of memory.", hint="Close other programs or choose a smaller model."
         ) from exc
-    except (RuntimeError, ValueError, OSError, IndexError, UnicodeError) as exc:
+    except Exception as exc:  # the library of tokenizers raises the bare class
+        if type(exc) is not Exception and not isinstance(exc, (RuntimeError, ValueError, OSError, IndexError)):
+            raise
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0][:300]
         if "out of memory" in reason.lower():
             raise InsufficientMemory(f"{what} ran out of memory: {reason}.", hint="Choose a smaller model.") from exc
