@@ -93,7 +93,7 @@ class LocalTTM(LocalBinding[MusicModel], LollmsTTMBinding):
 
 
 def _prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
-    texts = (prompt,) if isinstance(prompt, str) else tuple(str(part) for part in prompt)
+    texts = (prompt,) if isinstance(prompt, str) else tuple(str(part) for part in prompt or ())
     if not texts or not all(text.strip() for text in texts):
         raise UnsupportedRequest("There is no description of the music.", hint="Say what it should sound like.")
     return texts
