@@ -283,8 +283,10 @@ class LocalLLM(LocalBinding[ChatModel], LollmsLLMBinding):
         return type(info.key[-1]) is not LoadOptions and super()._is_ours(info)
 
 
-def _one_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _one_system(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Leading system messages as one; most templates know only one."""
+    if not all(isinstance(m, Mapping) for m in messages):
+        return messages  # the engine says what is wrong with them
     rows = [dict(m) for m in messages]
     count = next((i for i, m in enumerate(rows) if m.get("role") != "system"), len(rows))
     if count < 2:

@@ -217,7 +217,8 @@ class LlamaCppChat:
         control: Control,
         sink: PieceSink,
     ) -> ChatResult:
-        stream = AnswerStream(options.stop, prompt.closing, split_thoughts=not prompt.raw, calls=prompt.call_marks)
+        thoughts = not prompt.raw and prompt.schema is None  # JSON may well speak of "<think>"
+        stream = AnswerStream(options.stop, prompt.closing, split_thoughts=thoughts, calls=prompt.call_marks)
         self._live = None
         if not options.cache_prompt:
             context.clear()

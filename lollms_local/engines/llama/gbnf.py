@@ -51,7 +51,7 @@ def number_range(low: Decimal | None, high: Decimal | None, *, open_low: bool, o
         decimals: digits after the point; 0 = integers.
     """
     scale = Decimal(10) ** decimals
-    reach = max(10**12, *(abs(int(b)) * 1000 for b in (low, high) if b is not None)) * int(scale)
+    reach = max([10**12, *(abs(int(b)) * 1000 for b in (low, high) if b is not None)]) * int(scale)
     first = -reach if low is None else math.floor(low * scale) + 1 if open_low else math.ceil(low * scale)
     last = reach if high is None else math.ceil(high * scale) - 1 if open_high else math.floor(high * scale)
     parts = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import secrets
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +16,9 @@ from .native import NativeModel, complaint
 from .vocabulary import Tokens
 
 __all__ = ["Sampler"]
+
+#: tokens passed over in one draw because they would break a character
+MAX_BARRED = 256
 
 
 class Sampler:
@@ -37,6 +42,8 @@ class Sampler:
         for stage in self._stages(options, seed, bias):
             lib.llama_sampler_chain_add(self._chain, stage)
         self._candidates: Any = None
+        self._tokens = tokens
+        self._text = codecs.getincrementaldecoder("utf-8")()
 
     def _stages(self, o: ChatOptions, seed: int, bias: Any) -> list[Any]:
         lib = self._lib
@@ -100,11 +107,25 @@ class Sampler:
         token = self._draw(logits, constrained=False)
         if not self._allowed(token):
             token = self._draw(logits, constrained=True)
+        barred: list[int] = []
+        while not self._is_text(token) and len(barred) < MAX_BARRED:
+            barred.append(token)
+            token = self._draw(logits, constrained=True, barred=barred)
         lib.llama_sampler_accept(self._grammar, token)
         lib.llama_sampler_accept(self._chain, token)
         return token
 
-    def _draw(self, logits: Any, *, constrained: bool) -> int:
+    def _is_text(self, token: int) -> bool:
+        """Whether the answer is still UTF-8 with this token. The grammar takes any byte for the rest of a character."""
+        before = self._text.getstate()
+        try:
+            self._text.decode(self._tokens.piece(token))
+        except UnicodeDecodeError:
+            self._text.setstate(before)
+            return False
+        return True
+
+    def _draw(self, logits: Any, *, constrained: bool, barred: Sequence[int] = ()) -> int:
         import numpy as np
 
         lib = self._lib
@@ -115,6 +136,7 @@ class Sampler:
         rows = self._candidates
         rows["id"] = np.arange(self._n_vocab, dtype=np.int32)
         rows["logit"] = np.ctypeslib.as_array(logits, shape=(self._n_vocab,))
+        rows["logit"][list(barred)] = -np.inf
         array = self._array(rows.ctypes.data_as(lib.llama_token_data_p), self._n_vocab)
         if constrained:
             lib.llama_sampler_apply(self._grammar, ctypes.byref(array))
