@@ -89,11 +89,7 @@ class LocalBinding(ModelCommands, Generic[M]):
         name = model or self.model_name
         if name:
             return runtime.resolve(str(name), self.modality, self._models_dir())
-        default = runtime.catalog.get(self.default_model, self.modality)
-        if weights.is_downloaded(default, self._models_dir()):
-            return default
-        here = (spec for spec, present in runtime.models(self.modality, self._models_dir()) if present)
-        return next(here, default)
+        return runtime.default(self.default_model, self.modality, self._models_dir())
 
     def job(self, model: str | None = None) -> Job:
         """The model to use with the options that shape it in memory."""

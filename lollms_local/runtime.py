@@ -130,6 +130,14 @@ class Runtime:
                 )
         return self.catalog.get(name, modality)
 
+    def default(self, name: str, modality: Modality, models_dir: Path | None = None) -> ModelSpec:
+        """The catalogue's model of that name if it is on this disk, else any that is, else that one after all."""
+        folder = models_dir or self.models_dir
+        usual = self.catalog.get(name, modality)
+        if weights.is_downloaded(usual, folder):
+            return usual
+        return next((spec for spec, here in self.models(modality, folder) if here), usual)
+
     @staticmethod
     def _path(name: str, models_dir: Path) -> Path | None:
         given = Path(name).expanduser()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,9 +9,7 @@ from typing import Any, ClassVar
 
 from lollms_client.lollms_tts_binding import LollmsTTSBinding
 
-from lollms_local import weights
 from lollms_local.catalog import ModelSpec
-from lollms_local.engines import engine_class
 from lollms_local.errors import LocalModelError
 from lollms_local.host import LocalBinding, edge
 from lollms_local.media import encode_audio
@@ -26,8 +23,7 @@ from lollms_local.modalities.speech import (
     nothing_spoken,
 )
 from lollms_local.runtime import Job, get_runtime
-
-log = logging.getLogger(__name__)
+from lollms_local.voices import DEFAULT_SPEAKER, Voices
 
 BindingName = "LocalTTS"
 TITLE = "Local text to speech (Piper, Bark)"
@@ -45,7 +41,7 @@ class LocalTTS(LocalBinding[SpeechModel], LollmsTTSBinding):
     modality: ClassVar[Modality] = "tts"
     load_options: ClassVar[type[LoadOptions]] = SpeechLoadOptions
     call_options: ClassVar[type[SpeechOptions]] = SpeechOptions
-    default_model: ClassVar[str] = "piper-en-us-joe-medium"
+    default_model: ClassVar[str] = DEFAULT_SPEAKER
 
     @edge
     def generate_audio(self, text: str, voice: str | None = None, model: str | None = None, **kwargs: Any) -> bytes:
@@ -105,18 +101,16 @@ class LocalTTS(LocalBinding[SpeechModel], LollmsTTSBinding):
 
     def list_voices(self, **kwargs: Any) -> list[str]:
         """Voices of the configured model, then models that are voices themselves; each may be given as `voice`."""
-        names = [name for spec in self._speakers() for name in self._voices_of(spec)]
-        return list(dict.fromkeys(names))
+        return self._voices().all()
 
     # --- who speaks -------------------------------------------------------------------------------------------
 
     def spec(self, model: str | None = None) -> ModelSpec:
         """As for every binding; but a "model" may be a voice: the host's wizard offers voices as models."""
-        name = _said(model) or _said(self.model_name)
-        voice = name or _said(self.config.get("voice"))
-        if not voice or voice in get_runtime().catalog or Path(voice).is_absolute():
-            return super().spec(voice or None)
-        return self._model_of_voice(voice) or super().spec(name or None)
+        name, voice = _said(model) or _said(self.model_name), _said(self.config.get("voice"))
+        if name:
+            return self._voices().model(name)
+        return (self._voices().owner(voice) if voice else None) or super().spec()
 
     def options(self, given: Mapping[str, Any], spec: ModelSpec) -> Any:
         """As for every binding; but a configured voice goes with the configured model and with no other."""
@@ -139,40 +133,15 @@ class LocalTTS(LocalBinding[SpeechModel], LollmsTTSBinding):
         A voice named without a model may be any model's; one named with a model is that model's to judge.
         """
         asked, wanted = _said(model), _said(voice)
-        spec = self.spec(asked)
-        if wanted and not asked and not self._has(spec, wanted):
-            spec = self._model_of_voice(wanted) or spec
+        voices = self._voices()
+        spec, wanted = voices.settle(self.spec(asked), wanted, fixed=bool(asked))
         name = asked or _said(self.model_name)
-        if not wanted and name != spec.id and self._has(spec, name):
+        if not _said(voice) and name != spec.id and voices.has(spec, name):
             wanted = name
-        if wanted == spec.id and wanted not in self._voices_of(spec):
-            wanted = ""  # a model named as a voice: its usual one
         return self._job(spec), {**kwargs, "voice": wanted}
 
-    def _model_of_voice(self, voice: str) -> ModelSpec | None:
-        return next((spec for spec in self._speakers() if self._has(spec, voice)), None)
-
-    def _has(self, spec: ModelSpec, voice: str) -> bool:
-        """Whether the voice is the model's; which speakers a voice has, the engine knows."""
-        base = voice.partition("#")[0]
-        return base == spec.id or not {voice, base}.isdisjoint(self._voices_of(spec))
-
-    def _speakers(self) -> list[ModelSpec]:
-        """Models by the likelihood that they are meant: the configured one, those on this disk, the others."""
-        rows = sorted(get_runtime().models("tts", self._models_dir()), key=lambda row: not row[1])
-        first = [spec for spec, _ in rows if spec.id == (self.model_name or self.default_model)]
-        return first + [spec for spec, _ in rows if spec not in first]
-
-    def _voices_of(self, spec: ModelSpec) -> list[str]:
-        try:
-            path = weights.locate(spec, self._models_dir())
-        except LocalModelError:
-            path = None  # not downloaded: what can be said without its files
-        try:
-            return list(engine_class(spec.engine).voices(spec, path))
-        except LocalModelError as exc:
-            log.debug("%s: no voices: %s", spec.id, exc)
-            return []
+    def _voices(self) -> Voices:
+        return Voices(get_runtime(), self._models_dir(), _said(self.model_name) or self.default_model)
 
 
 def _said(name: Any) -> str:

@@ -20,7 +20,17 @@ from .output import print_json
 __all__ = ["GROUPS", "app", "main"]
 
 #: files of this folder, in the order of the help; a missing one is an error at the first start, not a missing command
-GROUPS: tuple[str, ...] = ("models", "demonstrate", "system", "doctor", "transcribe", "image", "video")
+GROUPS: tuple[str, ...] = (
+    "models",
+    "demonstrate",
+    "system",
+    "doctor",
+    "transcribe",
+    "speech",
+    "music",
+    "image",
+    "video",
+)
 
 app = typer.Typer(
     name="lollms-local",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "print_json", "print_table", "size"]
+from ..errors import UnsupportedRequest
+from ..media import write_file
+
+__all__ = ["AsJson", "print_json", "print_table", "size", "sound_format", "write_sound"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -56,3 +60,41 @@ def size(number: int) -> str:
             return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")
+
+
+_SOUND_FORMATS = ("wav", "flac", "mp3", "ogg", "opus")
+
+
+def sound_format(output: Path) -> str:
+    """The sound format that a file's ending names; WAV for "-", which is standard output.
+
+    Raises:
+        UnsupportedRequest: it names none.
+    """
+    ending = output.suffix.lower().lstrip(".")
+    if str(output) == "-":
+        return "wav"
+    if ending not in _SOUND_FORMATS:
+        raise UnsupportedRequest(
+            f"{output.name} is no sound file's name.", hint=f"End it with .{', .'.join(_SOUND_FORMATS)}; or use -."
+        )
+    return ending
+
+
+def write_sound(output: Path, data: bytes, facts: dict[str, Any], *, as_json: bool) -> None:
+    """Write a sound to its file or to standard output, and say what it is where that does not disturb.
+
+    Args:
+        facts: `duration_s` and whatever else there is to say, by name.
+    """
+    to_pipe = str(output) == "-"
+    if to_pipe:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    else:
+        write_file(output, data)
+    if as_json and not to_pipe:
+        print_json({"file": str(output), **facts})
+        return
+    said = "  ".join(f"{name} {value}" for name, value in facts.items() if name != "duration_s")
+    typer.echo(f"{output}  {facts['duration_s']:.3g} s  {said}", err=to_pipe)

@@ -1,16 +1,19 @@
-"""Progress bars of downloads: one per model and one for all."""
+"""Progress bars: of downloads, one per model and one for all; of jobs, one per stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from typing_extensions import Self
 
+from ..modalities.base import Control, Progress
 from ..weights import DownloadProgress
 
-__all__ = ["Bars"]
+__all__ = ["Bars", "job_bars"]
 
 
 class Bars:
@@ -66,3 +69,26 @@ class Bars:
                 self._progress.update(self._all, completed=self._before)
 
         return tell
+
+
+@contextmanager
+def job_bars(*, quiet: bool) -> Iterator[Control]:
+    """A Control that draws one bar for each stage of a job on standard error, if anybody looks at it."""
+    if quiet or not sys.stderr.isatty():
+        yield Control()
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Drawn
+
+    with Drawn(console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {"": bars.add_task("loading", total=None)}
+
+        def tell(progress: Progress) -> None:
+            if "" in tasks:
+                bars.remove_task(tasks.pop(""))
+            stage = progress.stage or "working"
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=None)
+            bars.update(tasks[stage], completed=progress.done, total=progress.total or None)
+
+        yield Control(on_progress=tell)
