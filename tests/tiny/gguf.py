@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CHATML", "SPECIAL", "THINKING", "bert", "damaged", "llama", "lora", "vocabulary", "write_gguf"]
+__all__ = ["CHATML", "SPECIAL", "THINKING", "bert", "damaged", "llama", "lora", "split", "vocabulary", "write_gguf"]
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -43,9 +43,13 @@ def _text(value: str) -> bytes:
 
 
 def _value(value: Any) -> bytes:
-    """Type number and value: bool, int (u32), float (f32), text, or a list of one of them (ints as i32)."""
+    """Type number and value: bool, int (u32), float (f32), text, numpy's u16 and i32, or a list (ints as i32)."""
+    if isinstance(value, np.uint16):
+        return struct.pack("<IH", 2, value)
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
+    if isinstance(value, np.int32):
+        return struct.pack("<Ii", 5, value)
     if isinstance(value, int):
         return struct.pack("<II", 4, value)
     if isinstance(value, float):
@@ -156,6 +160,28 @@ def llama(
         **{key.replace("__", "."): value for key, value in metadata.items()},
     }
     return write_gguf(path, entries, tensors)
+
+
+def split(path: Path, folder: Path) -> list[Path]:
+    """A model of `llama` as two files, in the form of llama.cpp's own splitter."""
+    from lollms_local.gguf import read_gguf
+
+    header, data = read_gguf(path), path.read_bytes()
+    start = len(data) - max(t.offset + t.nbytes + (-t.nbytes % _ALIGNMENT) for t in header.tensors.values())
+    arrays = {
+        name: np.frombuffer(data, "<f4", t.nbytes // 4, start + t.offset).reshape(t.shape[::-1])
+        for name, t in header.tensors.items()
+    }
+    names = list(arrays)
+    kept = {k: v for k, v in header.metadata.items() if not k.startswith("tokenizer.")}
+    entries = {**kept, **vocabulary(), "tokenizer.chat_template": CHATML}
+    files = []
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :])):
+        told = {"split.no": np.uint16(number), "split.count": np.uint16(2)}
+        whole = {**(entries if number == 0 else {}), **told, "split.tensors.count": np.int32(len(names))}
+        file = folder / f"{path.stem}-{number + 1:05d}-of-00002.gguf"
+        files.append(write_gguf(file, whole, {name: arrays[name] for name in part}))
+    return files
 
 
 def lora(path: Path, *, embedding: int = 64, rank: int = 4, seed: int = 9, architecture: str = "llama") -> Path:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
 
 _complaints: collections.deque[str] = collections.deque(maxlen=8)
-_WARN, _ERROR = 2, 3
+_WARN, _ERROR = 3, 4  # ggml_log_level
 _start_lock = threading.Lock()
 
 
