@@ -7,6 +7,7 @@ a length that the file cannot hold is a `LoadError`. Format: https://github.com/
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import struct
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import LoadError
+from .gguf_checks import STRING, TOKENS, ArrayInfo, check_model, check_tokens, check_vocabulary, damaged
 
 __all__ = ["ArrayInfo", "GgufHeader", "GgufTensor", "read_gguf", "read_gguf_model", "split_files"]
 
@@ -31,7 +33,7 @@ KEEP_ARRAY = 4096
 
 #: scalar metadata types -> struct code
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_ARRAY = 9
 _WIDTH = {kind: struct.calcsize("<" + code) for kind, code in _SCALARS.items()}
 
 #: ggml type number -> (name, numbers per block, bytes per block); from ggml_type_size() and ggml_blck_size()
@@ -45,14 +47,6 @@ GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ArrayInfo:
-    """A metadata array that was counted and not kept."""
-
-    kind: int
-    count: int
 
 
 @dataclass(frozen=True)
@@ -117,13 +111,19 @@ def read_gguf(path: Path) -> GgufHeader:
         LoadError: it is not a GGUF file, or what it claims does not fit in it; says what and where.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            return _Reader(path, file, size).header()
+        facts = path.stat()
+        return _read(path, facts.st_size, facts.st_mtime_ns)
     except OSError as exc:
         raise LoadError(
             f"The file {path} cannot be read: {exc.strerror or exc}.", hint="Check that it exists."
         ) from exc
+
+
+@functools.lru_cache(maxsize=16)
+def _read(path: Path, size: int, mtime_ns: int) -> GgufHeader:
+    """Read once as long as the file stays as it is: plans are made often, and large vocabularies take 0.1 s."""
+    with path.open("rb") as file:
+        return _Reader(path, file, size).header()
 
 
 def read_gguf_model(path: Path) -> tuple[GgufHeader, int]:
@@ -137,8 +137,8 @@ def read_gguf_model(path: Path) -> tuple[GgufHeader, int]:
     first = headers[0]
     declared = first.metadata.get("split.count", 1)
     if declared not in (0, len(files)):
-        raise _damaged(first.path, f"it says it is one of {declared} parts and {len(files)} are here")
-    _check_model(first)
+        raise damaged(first.path, f"it says it is one of {declared} parts and {len(files)} are here")
+    check_model(first.path, first.architecture, first.metadata)
     return first, sum(h.weights_bytes for h in headers)
 
 
@@ -167,37 +167,6 @@ def split_files(path: Path) -> list[Path]:
     return files
 
 
-#: key of the architecture's section -> (least, most): outside of these, llama.cpp divides by zero or fills the memory
-_LIMITS = {
-    "block_count": (1, 2048),
-    "embedding_length": (1, 1 << 20),
-    "attention.head_count": (0, 1 << 16),
-    "context_length": (1, 1 << 30),
-    "feed_forward_length": (0, 1 << 24),
-    "attention.key_length": (0, 1 << 16),
-    "attention.value_length": (0, 1 << 16),
-    "expert_count": (0, 1 << 14),
-    "rope.dimension_count": (0, 1 << 16),
-    "vocab_size": (0, 1 << 24),
-}
-
-
-def _check_model(header: GgufHeader) -> None:
-    """Sizes within reason. llama.cpp checks the rest and fails without harm."""
-    if not header.architecture:
-        raise _damaged(header.path, "it does not name an architecture")
-    if header.of_arch("block_count") is None:
-        raise LoadError(
-            f"The file {header.path.name} is a {header.architecture} file, not a language model.",
-            hint="A projector (mmproj) belongs beside the model it was made for.",
-        )
-    for key, (least, most) in _LIMITS.items():
-        value = header.of_arch(key, least)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
-                raise _damaged(header.path, f"{header.architecture}.{key} is {number!r}")
-
-
 class _Reader:
     """A cursor over a header of which nothing is known to be true."""
 
@@ -210,13 +179,13 @@ class _Reader:
         """Make the next `nbytes` readable; returns their start in the buffer and moves past them."""
         start, end = self.at, self.at + nbytes
         if end > self.size:
-            raise _damaged(self.path, f"its header wants {nbytes} bytes at {start} and the file has {self.size}")
+            raise damaged(self.path, f"its header wants {nbytes} bytes at {start} and the file has {self.size}")
         if end > MAX_HEADER_BYTES:
-            raise _damaged(self.path, "its header is larger than any model's")
+            raise damaged(self.path, "its header is larger than any model's")
         while len(self.buffer) < end:
             more = self.file.read(max(1 << 20, end - len(self.buffer)))
             if not more:
-                raise _damaged(self.path, "it ends within its header")
+                raise damaged(self.path, "it ends within its header")
             self.buffer += more
         self.at = end
         return start
@@ -241,37 +210,41 @@ class _Reader:
             )
         tensor_count, entry_count = self.number("Q"), self.number("Q")
         if tensor_count > min(MAX_TENSORS, self.size // 24) or entry_count > min(MAX_ENTRIES, self.size // 13):
-            raise _damaged(self.path, f"it claims {tensor_count} tensors and {entry_count} entries")
+            raise damaged(self.path, f"it claims {tensor_count} tensors and {entry_count} entries")
         metadata: dict[str, Any] = {}
         for _ in range(entry_count):
             key = self.text()
             if key in metadata:
-                raise _damaged(self.path, f"the key {key[:60]!r} comes twice")
-            metadata[key] = self.value(self.number("I"))
+                raise damaged(self.path, f"the key {key[:60]!r} comes twice")
+            start = self.at
+            metadata[key] = self.value(self.number("I"), keep=not key.startswith("tokenizer."))
+            if key == TOKENS:
+                check_tokens(self.path, metadata[key], self.buffer, start + 16)
+        check_vocabulary(self.path, metadata)
         rows = [self.tensor() for _ in range(tensor_count)]
         return GgufHeader(self.path, version, metadata, self.placed(rows, metadata))
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, *, keep: bool = True) -> Any:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
-        if kind == _STRING:
+        if kind == STRING:
             return self.text()
         if kind == _ARRAY:
-            return self.array()
-        raise _damaged(self.path, f"its metadata has a value of the unknown type {kind}")
+            return self.array(keep)
+        raise damaged(self.path, f"its metadata has a value of the unknown type {kind}")
 
-    def array(self) -> Any:
+    def array(self, keep: bool) -> Any:
         kind, count = self.number("I"), self.number("Q")
         if count > MAX_ARRAY:
-            raise _damaged(self.path, f"its metadata has a list of {count} values")
+            raise damaged(self.path, f"its metadata has a list of {count} values")
         if kind in _SCALARS:
             start = self.need(count * _WIDTH[kind])
-            if count <= KEEP_ARRAY:
+            if keep and count <= KEEP_ARRAY:
                 return struct.unpack_from(f"<{count}{_SCALARS[kind]}", self.buffer, start)
-        elif kind == _STRING:
+        elif kind == STRING:
             self.skip_texts(count)
         else:
-            raise _damaged(self.path, f"its metadata has a list of the unknown type {kind}")
+            raise damaged(self.path, f"its metadata has a list of the unknown type {kind}")
         return ArrayInfo(kind, count)
 
     def skip_texts(self, count: int) -> None:
@@ -292,7 +265,7 @@ class _Reader:
     def tensor(self) -> tuple[str, GgufTensor]:
         name, n_dims = self.text(), self.number("I")
         if not 1 <= n_dims <= MAX_DIMENSIONS:
-            raise _damaged(self.path, f"tensor {name[:60]!r} has {n_dims} dimensions")
+            raise damaged(self.path, f"tensor {name[:60]!r} has {n_dims} dimensions")
         shape = tuple(self.number("Q") for _ in range(n_dims))
         kind, offset = self.number("I"), self.number("Q")
         if kind not in GGML_TYPES:
@@ -305,30 +278,26 @@ class _Reader:
         for n in shape:
             count *= n
             if count > self.size * 64 or n == 0:  # the densest format has 7 numbers per byte
-                raise _damaged(self.path, f"tensor {name[:60]!r} is larger than the file, or empty")
+                raise damaged(self.path, f"tensor {name[:60]!r} is larger than the file, or empty")
         if shape[0] % block:
-            raise _damaged(self.path, f"tensor {name[:60]!r} does not divide into blocks of {type_name}")
+            raise damaged(self.path, f"tensor {name[:60]!r} does not divide into blocks of {type_name}")
         return name, GgufTensor(shape, type_name, offset, count // block * block_bytes)
 
     def placed(self, rows: list[tuple[str, GgufTensor]], metadata: Mapping[str, Any]) -> dict[str, GgufTensor]:
         """The tensor table, once every tensor lies in the file, aligned, and in a place of its own."""
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
-            raise _damaged(self.path, f"its alignment is {alignment!r}")
+            raise damaged(self.path, f"its alignment is {alignment!r}")
         room = self.size - -(-self.at // alignment) * alignment
         tensors = dict(rows)
         if len(tensors) != len(rows):
-            raise _damaged(self.path, "two tensors have the same name")
+            raise damaged(self.path, "two tensors have the same name")
         spans = []
         for name, tensor in rows:
             if tensor.offset % alignment or tensor.offset + tensor.nbytes > room:
-                raise _damaged(self.path, f"tensor {name[:60]!r} lies outside the file: it was cut, or is not complete")
+                raise damaged(self.path, f"tensor {name[:60]!r} lies outside the file: it was cut, or is not complete")
             spans.append((tensor.offset, tensor.offset + tensor.nbytes))
         spans.sort()
         if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
-            raise _damaged(self.path, "two tensors overlap")
+            raise damaged(self.path, "two tensors overlap")
         return tensors
-
-
-def _damaged(path: Path, why: str) -> LoadError:
-    return LoadError(f"The file {path} is damaged: {why}.", hint="Remove the model and download it again.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from lollms_local.errors import LoadError
 from lollms_local.gguf import GGML_TYPES, read_gguf, read_gguf_model, split_files
 from tests.tiny import gguf
+
+TOP = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def patched(path: Path, folder: Path, at: int, data: bytes) -> Path:
 def test_each_claim_is_checked_and_the_error_says_which(tiny: Path, tmp_path: Path) -> None:
     huge = struct.pack("<Q", 1 << 60)
     whole = tiny.read_bytes()
-    cases = [
+    cases: list[tuple[int, bytes, str]] = [
         (0, b"GGML", "is not a GGUF file"),
         (4, struct.pack("<I", 1), "is GGUF version 1"),
         (4, struct.pack(">I", 3), "big-endian"),
@@ -78,6 +82,8 @@ def test_each_claim_is_checked_and_the_error_says_which(tiny: Path, tmp_path: Pa
         (whole.index(b"blk.0.attn_q.weight") + 43, struct.pack("<Q", 3), "lies outside the file"),
         (whole.index(b"blk.0.attn_q.weight") + 43, struct.pack("<Q", 0), "overlap"),
         (whole.index(b"blk.0.attn_q.weight"), b"blk.0.attn_k.weight", "the same name"),
+        (whole.index("ÿ".encode()), "þ".encode(), "two tokens of its vocabulary are the same"),
+        (whole.index(b"tokenizer.ggml.token_type") + 25 + 4, struct.pack("<I", 6), "has not a number for each of 273"),
     ]
     for at, data, why in cases:
         with pytest.raises(LoadError) as caught:
@@ -107,13 +113,46 @@ def test_all_parts_of_a_split_model_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_thousand_damaged_files_are_errors_of_ours_or_clean(tiny: Path, tmp_path: Path) -> None:
-    path = tmp_path / "damaged.gguf"
     refused = 0
-    for data in gguf.damaged(tiny.read_bytes(), 1000, header_bytes=header_bytes(tiny)):
+    for number, data in enumerate(gguf.damaged(tiny.read_bytes(), 1000, header_bytes=header_bytes(tiny))):
+        path = tmp_path / f"{number}.gguf"  # another name each: headers are remembered by name, size and time
         path.write_bytes(data)
         try:
             read_gguf_model(path)
         except LoadError as exc:
             refused += 1
             assert len(str(exc)) < 600
+        path.unlink()
     assert 500 < refused < 1000, "some damage is in a name or a text, and no parser can know"
+
+
+def test_damaged_files_that_look_whole_do_not_end_the_process(tiny: Path, tmp_path: Path) -> None:
+    """Those that our own check lets pass go to the native parser and write an answer, all in one other process."""
+    script = """
+import sys
+from pathlib import Path
+from lollms_local.errors import LocalModelError
+from tests.engines.llama_models import ask, opened
+from tests.tiny import gguf
+from tests.unit.test_gguf import header_bytes
+source, folder = Path(sys.argv[1]), Path(sys.argv[2])
+loaded = refused = 0
+for number, data in enumerate(gguf.damaged(source.read_bytes(), 1000, header_bytes=header_bytes(source))):
+    path = folder / f"{number}.gguf"
+    path.write_bytes(data)
+    try:
+        with opened(path, ctx_size=256, prompt_cache_mb=0) as model:
+            ask(model, "Hello", n_predict=2)
+            loaded += 1
+    except LocalModelError:
+        refused += 1
+    path.unlink()
+print(loaded, refused)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tiny), str(tmp_path)],
+        cwd=TOP, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    loaded, refused = map(int, run.stdout.split())
+    assert loaded + refused == 1000 and loaded > 20
