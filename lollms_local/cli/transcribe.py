@@ -61,7 +61,8 @@ def transcribe(
         "vad_filter": vad, "batch_size": batch_size,
     }  # fmt: skip
     options = TranscriptionOptions.merge(given, spec.defaults)
-    load = TranscriptionLoadOptions.merge({"device": device, "compute_type": compute_type}, spec.defaults)
+    shape = {"device": device, "compute_type": compute_type, "batch_size": batch_size}
+    load = TranscriptionLoadOptions.merge(shape, spec.defaults)
     engine_class(spec.engine)  # a missing library and a bad recording are said before a model is loaded
     check_audio(file)
     with _bar(quiet) as control:

@@ -22,13 +22,19 @@ from ..footprint import Footprint
 from ..media import Audio, AudioSource, audio_duration_s, iter_audio
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.transcription import Segment, Transcript, TranscriptionLoadOptions, TranscriptionOptions, Word
+from ._whisper_features import BlockFeatures
 from ._whisper_folder import (
+    GPU_BATCH,
+    KEPT_BYTES,
+    SOUND_BYTES,
     WhisperPlan,
+    batch_that_fits,
     checked_files,
     choose_compute_type,
+    decoding_bytes,
     language_code,
+    loading_bytes,
     usable_device,
-    workspace_bytes,
 )
 
 if TYPE_CHECKING:
@@ -47,8 +53,6 @@ BATCH_FROM_S = 60.0
 #: characters of the piece before that guide the next one
 CARRIED_CHARS = 200
 DEFAULT_BEAM_SIZE = 5
-#: numpy's spectrogram of a ten-minute piece (complex numbers for 201 bands, 100 times a second) and its copies
-FEATURES_BYTES = 400 << 20
 
 
 class FasterWhisperTranscriber:
@@ -60,9 +64,9 @@ class FasterWhisperTranscriber:
     uses_torch: ClassVar[bool] = False
     shares_rng: ClassVar[bool] = False
 
-    def __init__(self, name: str, model: WhisperModel, on_gpu: bool) -> None:
+    def __init__(self, name: str, model: WhisperModel, batch_size: int) -> None:
         self.name = name
-        self.on_gpu = on_gpu
+        self.batch_size = batch_size
         self.is_multilingual = bool(model.model.is_multilingual)
         self._model: WhisperModel | None = model
 
@@ -70,20 +74,25 @@ class FasterWhisperTranscriber:
 
     @classmethod
     def footprint(cls, spec: ModelSpec, path: Path, device: Device, options: Any, room_bytes: int) -> Footprint:
-        """Weights by the file's table and the arithmetic; activations of one batch."""
+        """Weights by the file's table and the arithmetic; what a ten-minute piece and one batch need besides."""
         header = checked_files(path)
         usable, why = usable_device(device)
         compute_type, reason = choose_compute_type(usable, options.compute_type, options.dtype)
         quantised = compute_type.startswith("int8")
         weights = header.weights_bytes(2 if compute_type.endswith("float16") else 4, quantised=quantised)
-        workspace = workspace_bytes(header, usable.kind == "cuda")
-        plan = WhisperPlan(usable.kind, compute_type)
-        reason = f"{compute_type}: {reason}.{' ' + why if why else ''}"
+        on_gpu = usable.kind == "cuda"
+        wanted = options.max_batch_size or (GPU_BATCH if on_gpu else 1)
+        kept = 0 if on_gpu else KEPT_BYTES
+        batch = batch_that_fits(header, compute_type, wanted, room_bytes - weights - kept)
+        decoding = decoding_bytes(header, compute_type, batch)
+        plan = WhisperPlan(usable.kind, compute_type, batch)
+        reason = f"{compute_type}: {reason}. Memory is kept for batches of {batch}.{' ' + why if why else ''}"
+        if on_gpu:
+            return Footprint(weights, decoding, SOUND_BYTES, plan, reason)
+        workspace = max(SOUND_BYTES, kept + decoding, loading_bytes(header) - weights)
         if usable.pool != device.pool:
-            return Footprint(0, 0, weights + workspace + FEATURES_BYTES, plan, reason)
-        if usable.pool == "ram":
-            return Footprint(weights, workspace + FEATURES_BYTES, 0, plan, reason)
-        return Footprint(weights, workspace, FEATURES_BYTES, plan, reason)
+            return Footprint(0, 0, weights + workspace, plan, reason)
+        return Footprint(weights, workspace, 0, plan, reason)
 
     @classmethod
     def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:
@@ -100,7 +109,8 @@ class FasterWhisperTranscriber:
                 cpu_threads=cpu_threads(),
                 local_files_only=True,
             )
-        return cls(spec.id, model, plan.device == "cuda")
+        model.feature_extractor = BlockFeatures(model.feature_extractor)
+        return cls(spec.id, model, plan.batch_size)
 
     def close(self) -> None:
         """Free the weights now, whoever still holds a reference."""
@@ -171,7 +181,13 @@ class FasterWhisperTranscriber:
         """1 = one stretch after the other. Batches need the speech detector, which finds what to put side by side."""
         if not options.vad_filter or duration_s < BATCH_FROM_S:
             return 1
-        return options.batch_size or (8 if self.on_gpu else 1)
+        wanted = options.batch_size or self.batch_size
+        if wanted > self.batch_size:
+            log.info(
+                "Batches of %d instead of %d: memory is kept for no more. Say max_batch_size when the model is loaded.",
+                self.batch_size, wanted,
+            )  # fmt: skip
+        return min(wanted, self.batch_size)
 
     def _settings(self, options: TranscriptionOptions) -> dict[str, Any]:
         """faster-whisper's arguments; what is not said keeps the library's own default."""
@@ -245,14 +261,15 @@ def _pieces(audio: AudioSource) -> Iterator[Audio]:
     import numpy as np
 
     kept: Any = np.empty((1, 0), np.float32)
+    end = int(PIECE_S * SAMPLE_RATE)
     for part in iter_audio(audio, sample_rate=SAMPLE_RATE, mono=True, piece_s=PIECE_S):
         # samples far outside -1..1 make Whisper hallucinate for twenty seconds per second of sound
-        samples = np.concatenate([kept, np.clip(part.samples, -1.0, 1.0)], axis=1)
-        while samples.shape[1] > PIECE_S * SAMPLE_RATE:
-            cut = _quiet_cut(samples[0], int(PIECE_S * SAMPLE_RATE))
-            yield Audio(samples[:, :cut], SAMPLE_RATE)
-            samples = samples[:, cut:]
-        kept = samples
+        kept = np.concatenate([kept, np.clip(part.samples, -1.0, 1.0)], axis=1)
+        del part  # a piece is 37 MiB, and its reader is about to need room
+        while kept.shape[1] > end:
+            cut = _quiet_cut(kept[0], end)
+            piece, kept = kept[:, :cut], kept[:, cut:].copy()
+            yield Audio(piece, SAMPLE_RATE)
     if kept.shape[1]:
         yield Audio(kept, SAMPLE_RATE)
 

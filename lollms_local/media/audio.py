@@ -147,8 +147,6 @@ def iter_audio(
     Raises:
         MediaError: as `decode_audio`. What came before the fault has been yielded by then.
     """
-    import numpy as np
-
     frames = _frames_of(source, sample_rate, mono)
     held: list[npt.NDArray[np.float32]] = []
     held_samples, total, rate = 0, 0, 0
@@ -166,14 +164,21 @@ def iter_audio(
             held_samples += block.shape[1]
             size = max(1, round(piece_s * rate))
             while held_samples >= size:
-                joined = np.concatenate(held, axis=1)
-                yield Audio(joined[:, :size], rate)
-                held = [joined[:, size:]]
                 held_samples -= size
+                yield Audio(_taken(held, size), rate)
     if held_samples:
-        yield Audio(np.concatenate(held, axis=1), rate)
+        yield Audio(_taken(held, held_samples), rate)
     elif total == 0:
         raise MediaError("The sound has no samples.", hint="Record it again.")
+
+
+def _taken(held: list[npt.NDArray[np.float32]], size: int) -> npt.NDArray[np.float32]:
+    """The first `size` samples of the blocks; the rest stays in them, and nothing here keeps what was taken alive."""
+    import numpy as np
+
+    joined = np.concatenate(held, axis=1)
+    held[:] = [joined[:, size:].copy()]
+    return joined[:, :size]
 
 
 def resample(audio: Audio, sample_rate: int) -> Audio:

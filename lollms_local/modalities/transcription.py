@@ -30,9 +30,16 @@ TranscriptFormat = Literal["text", "segments", "srt", "vtt", "json"]
 class TranscriptionLoadOptions(LoadOptions):
     """What shapes a loaded speech-to-text model."""
 
+    #: a batch that is configured for every call is one to keep memory for
+    aliases: ClassVar[Mapping[str, str]] = {"batch_size": "max_batch_size"}
+
     compute_type: Literal["auto", "int8", "int8_float16", "int8_bfloat16", "float16", "bfloat16", "float32"] = choice(
         "auto", "Arithmetic: auto | int8 | int8_float16 | int8_bfloat16 | float16 | bfloat16 | float32. auto = best."
     )
+    max_batch_size: int = auto(
+        0, "Largest batch_size that memory is kept for, 1 to 64; 0 = batch_size if set, else 8 on a GPU, 1 on a CPU.",
+        ge=0, le=64,
+    )  # fmt: skip
 
 
 class TranscriptionOptions(Options):
@@ -62,7 +69,7 @@ class TranscriptionOptions(Options):
     vad_threshold: float = choice(0.5, "What counts as speech: its probability, 0.05 to 0.95.", ge=0.05, le=0.95)
     word_timestamps: bool = choice(False, "Time and probability of every word too.")
     batch_size: int = auto(
-        0, "Stretches of speech decoded at once, 1 to 64; 0 = by the device and the length, 1 = one after the other.",
+        0, "Stretches of speech decoded at once, 1 to max_batch_size; 0 = that many from a minute on, 1 = no batches.",
         ge=0, le=64,
     )  # fmt: skip
     condition_on_previous_text: bool = choice(

@@ -19,6 +19,7 @@ import pytest
 
 from lollms_local.catalog import ModelSpec
 from lollms_local.devices import Device, cpu_threads
+from lollms_local.engines._whisper_features import BlockFeatures
 from lollms_local.engines.faster_whisper import BATCH_FROM_S, FasterWhisperTranscriber, _pieces
 from lollms_local.errors import (
     Cancelled,
@@ -62,7 +63,7 @@ def transcribe(
 
 @pytest.fixture(scope="module")
 def engine(models_dir: Path) -> Iterator[FasterWhisperTranscriber]:
-    loaded = load(models_dir / NAME)
+    loaded = load(models_dir / NAME, max_batch_size=4)
     yield loaded
     loaded.close()
 
@@ -164,6 +165,17 @@ def test_a_minute_is_the_library_s_minute_and_so_is_a_minute_in_batches(
         heard, said = set(words(found.text)), set(words(" ".join(STORY)))
         assert len(heard & said) > 0.9 * len(said)
         assert found.segments[-1].end_s == pytest.approx(minute.duration_s - 11, abs=2)
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_the_spectrogram_in_blocks_is_the_library_s_to_the_bit(mels: int) -> None:
+    from faster_whisper.feature_extractor import FeatureExtractor
+
+    library = FeatureExtractor(feature_size=mels)
+    rng = np.random.default_rng(mels)
+    for samples in (16_000 * 5, 16_000 * 61 + 77, 16_000 * 93):
+        sound = rng.uniform(-1, 1, samples).astype(np.float32)
+        assert np.array_equal(BlockFeatures(library)(sound), library(sound))
 
 
 def test_words_are_timed_in_order_and_near_where_they_are_said(engine: FasterWhisperTranscriber, speech: Audio) -> None:
@@ -483,3 +495,24 @@ def test_the_predicted_weights_are_the_bytes_that_the_arithmetic_needs(models_di
     file = (models_dir / NAME / "model.bin").stat().st_size  # float16
     assert sizes["float32"] == pytest.approx(2 * file, rel=0.01)
     assert 0.5 * file < sizes["int8"] < 0.6 * file
+
+
+def test_memory_is_kept_for_the_batch_that_is_asked_for_or_the_one_that_fits(models_dir: Path) -> None:
+    def found(room: int = ROOM, **options: Any) -> Any:
+        asked = TranscriptionLoadOptions.merge(options)
+        return FasterWhisperTranscriber.footprint(SPEC, models_dir / NAME, CPU, asked, room)
+
+    alone, eight = found(), found(batch_size="8")
+    assert (alone.placement.batch_size, eight.placement.batch_size) == (1, 8)
+    assert alone.total_bytes < 400 << 20 < eight.total_bytes, "on a CPU memory is not spent on speed unasked"
+    tight = found(room=520 << 20, max_batch_size=8)
+    assert tight.placement.batch_size == 4 and "batches of 4" in tight.reason
+    assert tight.total_bytes <= 520 << 20
+
+
+def test_a_call_never_takes_a_larger_batch_than_memory_is_kept_for(engine: FasterWhisperTranscriber) -> None:
+    def batch(duration_s: float = 600.0, **wishes: Any) -> int:
+        return engine._batch_size(TranscriptionOptions(**wishes), duration_s)
+
+    assert [batch(batch_size=n) for n in (0, 1, 3, 64)] == [4, 1, 3, 4]
+    assert batch(batch_size=4, vad_filter=False) == batch(duration_s=59.0) == 1
