@@ -126,7 +126,10 @@ class Runtime:
                 return self.catalog.get(name, modality)
             except ModelNotFound:
                 return ModelSpec(
-                    id=name.replace("/", "--"), modality=modality, engine=default_engine(modality), source=f"hf:{name}"
+                    id=name.replace("/", "--"),
+                    modality=modality,
+                    engine=default_engine(modality, name),
+                    source=f"hf:{name}",
                 )
         return self.catalog.get(name, modality)
 

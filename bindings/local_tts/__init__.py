@@ -1,4 +1,4 @@
-"""Text to speech for the LoLLMS host: Piper and Bark voices in this process, by `lollms_local`."""
+"""Text to speech for the LoLLMS host: Piper, Bark and VITS voices in this process, by `lollms_local`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from lollms_local.runtime import Job, get_runtime
 from lollms_local.voices import DEFAULT_SPEAKER, Voices
 
 BindingName = "LocalTTS"
-TITLE = "Local text to speech (Piper, Bark)"
-DESCRIPTION = "Speaks in this process, offline. Piper: real time on any CPU. Bark: expressive, wants a GPU. No server."
+TITLE = "Local text to speech (Piper, Bark, VITS)"
+DESCRIPTION = (
+    "Speaks in this process, offline. Piper: real time on any CPU. Bark: expressive, wants a GPU. VITS (MMS): many "
+    "languages. No server."
+)
 DESCRIBED_METHODS = ("generate_audio",)
 
 #: settings that mean something to one model only

@@ -101,6 +101,7 @@ ENGINES: dict[str, EngineRow] = {
     ),
     "piper": EngineRow("piper", "PiperSpeech", "tts", "piper", ("piper",), ("piper-tts",)),
     "bark": EngineRow("bark", "BarkSpeech", "tts", "tts", _TORCH, _TORCH),
+    "vits": EngineRow("vits", "VitsSpeech", "tts", "tts", _TORCH, _TORCH),
     "diffusers_video": EngineRow(
         "diffusers_video",
         "DiffusersVideo",

@@ -22,7 +22,6 @@ from ..errors import (
     InsufficientMemory,
     LoadError,
     LocalModelError,
-    UnsupportedRequest,
 )
 from ..footprint import Footprint
 from ..media import Audio
@@ -33,8 +32,10 @@ from ..modalities.speech import (
     SpeechOptions,
     SpokenPiece,
     base_language,
+    check_language,
     check_text,
     join_pieces,
+    speaker_number,
 )
 from ..sentences import Piece, split_text
 
@@ -113,7 +114,7 @@ class PiperSpeech:
     def stream(self, text: str, options: SpeechOptions, control: Control) -> Iterator[SpokenPiece]:
         """Sentence by sentence; see `SpeechModel`. Cancelled between sentences of at most 400 characters."""
         text = check_text(text)
-        self._check_language(options.language)
+        check_language(self.name, options.language, self.language)
         config = self._settings(options)
         pieces = split_text(text, MAX_CHARS)
         voice = self._seeded(options.seed)
@@ -165,35 +166,11 @@ class PiperSpeech:
             raise GenerationError(f"The voice {self.name} is closed.")
         length = (options.length_scale or voice.config.length_scale) / options.speed
         return SynthesisConfig(
-            speaker_id=self._speaker(options, voice.config),
+            speaker_id=speaker_number(options, self.name, voice.config.speaker_id_map, voice.config.num_speakers),
             length_scale=length,
             noise_scale=options.noise_scale if options.noise_scale >= 0 else None,
             noise_w_scale=options.noise_w_scale if options.noise_w_scale >= 0 else None,
         )
-
-    def _speaker(self, options: SpeechOptions, config: Any) -> int | None:
-        voice, _, named = options.voice.partition("#")
-        if voice and voice != self.name:
-            raise UnsupportedRequest(
-                f"The voice {options.voice!r} is not known to {self.name}.",
-                hint=f"Use {self.name!r}, or leave it empty.",
-            )
-        wanted = (named or options.speaker).strip()
-        if not wanted:
-            return None
-        if wanted in config.speaker_id_map:
-            return int(config.speaker_id_map[wanted])
-        if wanted.isdecimal() and int(wanted) < max(1, config.num_speakers):
-            return int(wanted)
-        names = ", ".join(list(config.speaker_id_map)[:8]) or f"0 to {max(0, config.num_speakers - 1)}"
-        raise UnsupportedRequest(f"The voice {self.name} has no speaker {wanted!r}.", hint=f"It has: {names}.")
-
-    def _check_language(self, language: str) -> None:
-        if language and self.language and base_language(language) != self.language:
-            raise UnsupportedRequest(
-                f"The voice {self.name} speaks {self.language}, not {language}.",
-                hint='Choose a voice of that language: "lollms-local models list --modality tts" shows all.',
-            )
 
 
 def _one_breath(chunks: list[list[str]]) -> list[str]:

@@ -18,17 +18,25 @@ _DEFAULT: dict[Modality, str] = {
     "ttv": "diffusers_video",
     "ttm": "musicgen",
 }
+#: words in the names of repositories
+_BY_NAME: dict[tuple[Modality, str], str] = {
+    ("tts", "mms-tts"): "vits",
+    ("tts", "vits"): "vits",
+    ("tts", "piper"): "piper",
+}
 _MODEL_TYPES: dict[str, tuple[Modality, str]] = {
     "bark": ("tts", "bark"),
+    "vits": ("tts", "vits"),
     "musicgen": ("ttm", "musicgen"),
     "musicgen_melody": ("ttm", "musicgen"),
 }
 _VIDEO_WORDS = ("video", "wan", "ltx", "animatediff", "mochi", "allegro")
 
 
-def default_engine(modality: Modality) -> str:
-    """The engine for a repository of which only the modality is known."""
-    return _DEFAULT[modality]
+def default_engine(modality: Modality, name: str = "") -> str:
+    """The engine for a repository of which only the modality and the name are known."""
+    words = name.lower()
+    return next((e for (m, word), e in _BY_NAME.items() if m == modality and word in words), _DEFAULT[modality])
 
 
 def sniff(path: Path) -> tuple[Modality, str] | None:

@@ -24,9 +24,11 @@ __all__ = [
     "SpeechOptions",
     "SpokenPiece",
     "base_language",
+    "check_language",
     "check_text",
     "join_pieces",
     "nothing_spoken",
+    "speaker_number",
 ]
 
 
@@ -54,14 +56,16 @@ class SpeechOptions(Options):
     }
 
     voice: str = auto(
-        "", "Voice: a Piper model, model#speaker, or a Bark preset like v2/en_speaker_6; empty = default."
+        "", "Voice: a Piper or VITS model, model#speaker, or a Bark preset like v2/en_speaker_6; empty = default."
     )
     speaker: str = auto("", "Speaker of a voice that has several: its name or number; empty = the first.")
     language: str = auto("", "Language of the text, ISO 639-1 (en, de, ...); empty = that of the voice.")
     speed: float = choice(
         1.0, "Rate of speech; 1 = as the voice was recorded, 2 = twice as fast. Not for Bark.", ge=0.25, le=4
     )
-    length_scale: float = auto(0.0, "Piper: length of sounds, divides by speed; 0 = the voice's own.", ge=0, le=10)
+    length_scale: float = auto(
+        0.0, "Piper, VITS: length of sounds, divides by speed; 0 = the voice's own.", ge=0, le=10
+    )
     noise_scale: float = auto(-1.0, "Piper, VITS: variation of the sound; 0 = none, -1 = the voice's own.", ge=-1, le=2)
     noise_w_scale: float = auto(
         -1.0, "Piper, VITS: variation of the rhythm; 0 = none, -1 = the voice's own.", ge=-1, le=2
@@ -150,6 +154,42 @@ def check_text(text: str) -> str:
     if not stripped:
         raise UnsupportedRequest("There is no text to speak.", hint="Give at least one word.")
     return stripped
+
+
+def check_language(voice: str, wanted: str, spoken: str) -> None:
+    """Raise UnsupportedRequest if a voice of one language is asked for another; "" = not known, or not said."""
+    if wanted and spoken and base_language(wanted) != base_language(spoken):
+        raise UnsupportedRequest(
+            f"The voice {voice} speaks {spoken}, not {wanted}.",
+            hint='Choose a voice of that language: "lollms-local models list --modality tts" shows all.',
+        )
+
+
+def speaker_number(options: SpeechOptions, voice: str, names: Mapping[str, int], count: int) -> int | None:
+    """The speaker that is asked for by `speaker`, or by `voice` as "voice#speaker"; None = not said.
+
+    Args:
+        voice: the only voice that the model has.
+        names: numbers of speakers by name, if they have names.
+        count: how many speakers there are.
+
+    Raises:
+        UnsupportedRequest: another voice is asked for, or a speaker that it does not have.
+    """
+    asked, _, named = options.voice.partition("#")
+    if asked and asked != voice:
+        raise UnsupportedRequest(
+            f"The voice {options.voice!r} is not known to {voice}.", hint=f"Use {voice!r}, or leave it empty."
+        )
+    wanted = (named or options.speaker).strip()
+    if not wanted:
+        return None
+    if wanted in names:
+        return int(names[wanted])
+    if wanted.isdecimal() and int(wanted) < max(1, count):
+        return int(wanted)
+    known = ", ".join(list(names)[:8]) or f"0 to {max(0, count - 1)}"
+    raise UnsupportedRequest(f"The voice {voice} has no speaker {wanted!r}.", hint=f"It has: {known}.")
 
 
 def nothing_spoken() -> UnsupportedRequest:
