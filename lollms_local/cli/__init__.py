@@ -25,6 +25,7 @@ GROUPS: tuple[str, ...] = (
     "demonstrate",
     "system",
     "doctor",
+    "chat",
     "transcribe",
     "speech",
     "music",

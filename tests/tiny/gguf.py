@@ -117,11 +117,13 @@ def llama(
     context: int = 4096,
     seed: int = 0,
     template: str = CHATML,
+    endless: bool = False,
     **metadata: Any,
 ) -> Path:
     """A chat model of the architecture "llama" with random weights.
 
     Args:
+        endless: the likeliest token never ends the answer.
         metadata: further entries; "__" in a name stands for ".".
     """
     draw = np.random.default_rng(seed)
@@ -143,6 +145,8 @@ def llama(
         tensors.update({f"blk.{n}.{name}.weight": np.ones(embedding, np.float32) for name in ("attn_norm", "ffn_norm")})
     tensors["output_norm.weight"] = np.ones(embedding, np.float32)
     tensors["output.weight"] = weights(size, embedding)
+    if endless:
+        tensors["output.weight"][words["tokenizer.ggml.bos_token_id"] :] = 0
     entries = {
         "general.architecture": "llama",
         "general.name": path.stem,
