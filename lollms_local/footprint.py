@@ -171,7 +171,7 @@ def _is_shard(name: str) -> bool:
 
 
 def _variant(name: str) -> str:
-    """"fp16" of "model.fp16.safetensors" and of "model.safetensors.fp16", "" of "model.safetensors"."""
+    """ "fp16" of "model.fp16.safetensors" and of "model.safetensors.fp16", "" of "model.safetensors"."""
     parts = [part for part in name.split(".")[1:] if part != "safetensors"]
     return parts[-1] if parts else ""
 
@@ -186,7 +186,7 @@ def _variants(singles: list[Path], indexes: list[Path]) -> list[str]:
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise _damaged(index, "it is not an index of shards") from exc
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
@@ -219,7 +219,7 @@ def _components(folder: Path) -> list[Path]:
     try:
         table = json.loads(index.read_text(encoding="utf-8"))
         names = [n for n, v in table.items() if isinstance(v, list) and len(v) == 2 and all(v)]
-    except (OSError, ValueError, AttributeError) as exc:
+    except (OSError, ValueError, AttributeError, RecursionError) as exc:
         raise _damaged(index, "it is not a pipeline's index") from exc
     parts = [folder / name for name in names if Path(name).name == name]
     return [part for part in parts if (part / "config.json").is_file()]

@@ -94,7 +94,7 @@ def _index(folder: Path) -> dict[str, Any]:
         return {}
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise LoadError(f"{file} is damaged.", hint="Remove the model and download it again.") from exc
     return table if isinstance(table, dict) else {}
 

@@ -207,7 +207,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
         complete = all(key in config for key in _CONFIG_KEYS) and "sample_rate" in config["audio"]
         complete = complete and "voice" in config["espeak"]
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError, TypeError, RecursionError) as exc:
         raise _bad_config(file) from exc
     if not complete:
         raise _bad_config(file)

@@ -78,6 +78,6 @@ def _json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > 1 << 20:
             return {}
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

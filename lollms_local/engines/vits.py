@@ -196,7 +196,7 @@ def _speakers(folder: Path) -> int:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return int(config.get("num_speakers", 1))
-    except (OSError, ValueError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as exc:
         raise LoadError(
             f"{folder / 'config.json'} is missing or damaged.", hint="Remove the voice and download it again."
         ) from exc
