@@ -1,8 +1,11 @@
-"""Keep the hub's client off the network while a model loads.
+"""Keep the hub's client off the network while a model loads, and onnxruntime off it altogether.
 
 `local_files_only=True` does not hold everywhere: diffusers' single-file loader turns the network back on. Only the
 client's own offline switch does. It is process-wide, so it is set for the time of a load and then put back: other
 parts of the host may be downloading on purpose.
+
+onnxruntime (1.32 on Linux and macOS) sends usage data from the moment it is first used, and writes an identifier of the
+machine into the user's cache folder. It reads its switch once, so the switch is left on.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ def user_is_offline() -> bool:
 
 
 def _enter() -> None:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # whoever wants to send it has set it to 0
     _before["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants = sys.modules.get("huggingface_hub.constants")

@@ -11,6 +11,7 @@ import pytest
 # Before any test imports torch or llama.cpp: nothing here may reach a hub, and telemetry has no business in a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from lollms_local import weights
