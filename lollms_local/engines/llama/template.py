@@ -54,6 +54,10 @@ def _now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
+#: what a template can raise besides Jinja's own errors (its security error is one of those)
+_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
 class _TemplateSaysNo(Exception):
     """A template's own `raise_exception`."""
 
@@ -117,7 +121,6 @@ class ChatTemplate:
         continued: bool,
     ) -> str:
         from jinja2 import TemplateError
-        from jinja2.exceptions import SecurityError
 
         values = {
             "bos_token": self._bos,
@@ -134,7 +137,7 @@ class ChatTemplate:
             mark = "\u241eend\u241e"
             marked = [*messages[:-1], {**messages[-1], "content": str(messages[-1]["content"]) + mark}]
             return str(template.render(messages=marked, **values)).split(mark, 1)[0]
-        except (TemplateError, SecurityError, TypeError, ValueError, KeyError, IndexError, AttributeError) as exc:
+        except (TemplateError, *_FAULTS) as exc:
             # whatever a template does wrong, it is the file's text that is wrong, not this code
             raise GenerationError(
                 f"The model's chat template failed: {exc}.", hint="Use raw=True, or another conversion of this model."
