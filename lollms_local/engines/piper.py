@@ -46,8 +46,9 @@ __all__ = ["PiperSpeech"]
 
 #: a sentence longer than this is cut at a clause: memory grows with its square, and the first sound would come late
 MAX_CHARS = 400
-#: activations of a 400-character sentence, measured with a medium voice
-WORKSPACE_BYTES = 200 << 20
+#: what onnxruntime's arena holds after a 400-character sentence, measured with a medium voice (100 characters: 80 MB). It
+#: is given back when the voice is unloaded; without an arena a sentence takes a fifth to a third longer
+WORKSPACE_BYTES = 400 << 20
 _CONFIG_KEYS = ("num_symbols", "num_speakers", "audio", "espeak", "phoneme_id_map")
 #: onnxruntime takes seeds process-wide, at the birth of a session
 _SEED_LOCK = threading.Lock()
@@ -231,8 +232,6 @@ def _session(model: Path, seed: int | None = None) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = cpu_threads()
     settings.inter_op_num_threads = 1
-    # an arena never gives back what the longest sentence took
-    settings.enable_cpu_mem_arena = False
     with _SEED_LOCK:
         if seed is not None:
             onnxruntime.set_seed(seed)
