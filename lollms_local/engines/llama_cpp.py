@@ -257,7 +257,14 @@ class LlamaCppChat:
                     trained_ctx=self._sizes.trained_ctx,
                     pooling=pooling if isinstance(pooling, int) and pooling > 0 else None,
                 )
-            return self._embedder.embed(texts, control, normalise=normalise)
+            try:
+                return self._embedder.embed(texts, control, normalise=normalise)
+            finally:
+                if (
+                    self._context is not None
+                ):  # beside a chat it is memory that no plan counts on: kept for the call only
+                    self._embedder.close()
+                    self._embedder = None
 
     # --- guards -----------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ..modalities.base import LoadOptions, Modality
 from ..modalities.chat import ChatLoadOptions
 from .llama.files import model_files
 from .llama.native import NativeModel
+from .llama.plan import VOCABULARY_BYTES_PER_TOKEN
 from .llama.vocabulary import Tokens
 
 __all__ = ["LlamaCppVocabulary"]
@@ -28,8 +29,6 @@ class LlamaCppVocabulary:
     concurrency: ClassVar[int] = 0
     uses_torch: ClassVar[bool] = False
     shares_rng: ClassVar[bool] = False
-    #: a token's text, score and merges, in the library's hash tables (measured: 17 MB for 49152 tokens)
-    BYTES_PER_TOKEN: ClassVar[int] = 400
 
     def __init__(self, path: Path) -> None:
         self._model = NativeModel(path, vocab_only=True)
@@ -39,7 +38,7 @@ class LlamaCppVocabulary:
     def footprint(cls, spec: ModelSpec, path: Path, device: Device, options: Any, room_bytes: int) -> Footprint:
         """From the number of tokens."""
         header = model_files(path, ChatLoadOptions(mmproj="none")).header
-        size = header.vocabulary_size * cls.BYTES_PER_TOKEN
+        size = header.vocabulary_size * VOCABULARY_BYTES_PER_TOKEN
         ram = {"weights_bytes": size} if device.pool == "ram" else {"weights_bytes": 0, "host_bytes": size}
         return Footprint(**ram, reason="Vocabulary only.")
 

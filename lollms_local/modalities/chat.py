@@ -69,7 +69,10 @@ class ChatLoadOptions(LoadOptions):
     lora: tuple[str, ...] = choice((), "LoRA adapters (GGUF): paths, each with an optional =weight.")
     mmproj: str = auto("", "Vision projector (GGUF): a path; empty = the one beside the model, none = no vision.")
     prompt_cache_mb: int = auto(
-        -1, "RAM for the states of other conversations, in MiB; 0 = none, -1 = up to 1024.", ge=-1, le=1 << 20
+        -1,
+        "RAM for the states of other conversations, in MiB; 0 = none, -1 = one full context's, up to 1024.",
+        ge=-1,
+        le=1 << 20,
     )
     speculation: Literal["off", "prompt_lookup"] = choice(
         "off", "off | prompt_lookup: guess ahead from the prompt. Faster where an answer repeats its prompt."

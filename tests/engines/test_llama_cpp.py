@@ -327,6 +327,43 @@ def test_a_saved_state_has_the_formula_s_bytes_per_token(tiny: Path) -> None:
         assert state.nbytes / len(state.tokens) == pytest.approx(per_token, rel=0.15)
 
 
+def test_a_loaded_model_takes_what_was_planned(smol: Path) -> None:
+    """In a process of its own: resident bytes after a whole computation, against the plan; and again with states."""
+    script = """
+import sys, psutil
+from pathlib import Path
+from lollms_local.engines.llama.files import has_gpu
+from lollms_local.engines.llama.plan import Sizes, plan
+from tests.engines.llama_models import ask, load_options, opened
+import numpy
+has_gpu(), Sizes, plan
+path, here = Path(sys.argv[1]), psutil.Process()
+before = here.memory_info().rss
+with opened(path, ctx_size=4096, prompt_cache_mb=20) as model:
+    ask(model, 'hello ' * 520, n_predict=2)
+    ask(model, 'other ' * 40, n_predict=2)
+    print(here.memory_info().rss - before, model.cached_states[1])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(smol)], cwd=TOP, capture_output=True, text=True, timeout=100
+    )
+    assert run.returncode == 0, run.stderr
+    resident, states = map(int, run.stdout.split())
+    sizes = Sizes.of(*read_gguf_model(smol))
+    planned = plan(sizes, ChatLoadOptions(ctx_size=4096, prompt_cache_mb=20), room_bytes=1 << 40, gpu=False)
+    assert 0 < states <= 20 << 20
+    assert 0.87 < (planned.total_bytes - (20 << 20) + states) / resident < 1.15
+
+
+def test_less_room_costs_saved_states_before_it_costs_context(smol: Path) -> None:
+    sizes = Sizes.of(*read_gguf_model(smol))
+    roomy = plan(sizes, ChatLoadOptions(), room_bytes=1 << 40, gpu=False)
+    assert roomy.placement.prompt_cache_bytes == sum(sizes.kv_bytes(8192))
+    tight = plan(sizes, ChatLoadOptions(), room_bytes=roomy.total_bytes - (100 << 20), gpu=False)
+    assert tight.placement.n_ctx == 8192
+    assert tight.placement.prompt_cache_bytes == roomy.placement.prompt_cache_bytes - (100 << 20)
+
+
 def test_the_longest_context_that_fits_is_chosen(smol: Path) -> None:
     sizes = Sizes.of(*read_gguf_model(smol))
     chosen = {}

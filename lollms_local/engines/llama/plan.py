@@ -11,13 +11,17 @@ from ...gguf import GGML_TYPES, GgufHeader
 from ...modalities.chat import ChatLoadOptions
 from .native import KV_TYPES
 
-__all__ = ["Placement", "Sizes", "plan"]
+__all__ = ["VOCABULARY_BYTES_PER_TOKEN", "Placement", "Sizes", "plan"]
 
 MIB = 1 << 20
 MAX_AUTO_CTX = 32_768
 MIN_AUTO_CTX = 2_048
 #: largest context that may be asked for by name, as a multiple of the trained one (RoPE scaling reaches that far)
 MAX_STRETCH = 32
+#: a token's text, score and merges, in the library's hash tables (measured: 17 MB for 49152 tokens)
+VOCABULARY_BYTES_PER_TOKEN = 400
+#: rows of logits that are written to: the last token's, or those of a draft
+WRITTEN_LOGITS = 9
 MAX_AUTO_PROMPT_CACHE_BYTES = 1024 * MIB
 
 
@@ -90,16 +94,18 @@ class Sizes:
         cells = -(-n_ctx // 256) * 256  # llama.cpp rounds up
         return tuple(cells * (_row_bytes(k, type_k) + _row_bytes(v, type_v)) for k, v in self.kv_rows)
 
-    def compute_bytes(self, n_ctx: int, n_ubatch: int, *, flash_attention: bool) -> int:
-        """Bytes for one computation, estimated from above: activations, logits, and the scores of plain attention.
+    def compute_bytes(self, n_ctx: int, n_ubatch: int, *, flash_attention: bool, gpu: bool) -> int:
+        """Bytes for one computation: activations, the mask, logits, and the scores of plain attention.
 
-        SmolLM2-135M, 8192 tokens, 512 per computation: 106 MiB by this, 100.1 MiB by llama.cpp's log.
+        llama.cpp reserves logits for every token of a computation. A GPU gives all of it at once; RAM is only taken
+        where it is written to, and that is one row of logits. SmolLM2-135M, 8192 tokens, 512 per computation: 117 MiB
+        by this and 100 by llama.cpp's log; without a GPU 22 by this and 18 seen.
         """
         rows = min(n_ubatch, n_ctx)
-        activations = rows * self.embedding * 4 * 8
-        logits = rows * self.vocabulary * 4
+        activations = rows * self.embedding * 4 * 12
+        logits = (rows if gpu else min(rows, WRITTEN_LOGITS)) * self.vocabulary * 4
         scores = 0 if flash_attention else rows * n_ctx * self.heads * 4
-        return max(logits, scores) + activations + rows * n_ctx * 4
+        return max(logits, scores) + activations + rows * n_ctx * 2
 
 
 def _per_layer(value: object, layers: int) -> tuple[int, ...]:
@@ -155,9 +161,9 @@ def plan(sizes: Sizes, options: ChatLoadOptions, *, room_bytes: int, gpu: bool, 
     candidates = list(_contexts(sizes, options))
     for n_ctx in candidates:
         kv = sizes.kv_bytes(n_ctx, options.kv_type_k, options.kv_type_v)
-        compute = sizes.compute_bytes(n_ctx, options.n_ubatch, flash_attention=flash)
+        compute = sizes.compute_bytes(n_ctx, options.n_ubatch, flash_attention=flash, gpu=gpu)
         layers = _gpu_layers(sizes, options, kv, compute + extra_bytes, room_bytes) if gpu else 0
-        made = _footprint(sizes, options, n_ctx, kv, compute, layers, extra_bytes, gpu)
+        made = _footprint(sizes, options, n_ctx, kv, compute, layers, extra_bytes, gpu, room_bytes)
         all_placed = not gpu or options.n_gpu_layers >= 0 or layers > sizes.layers
         fits = made.weights_bytes + made.workspace_bytes <= room_bytes
         if (fits and all_placed) or n_ctx == candidates[-1]:
@@ -203,24 +209,28 @@ def _footprint(
     layers: int,
     extra_bytes: int,
     gpu: bool,
+    room_bytes: int,
 ) -> Footprint:
     total = sum(sizes.layer_bytes) + sizes.other_bytes + extra_bytes
+    words = sizes.vocabulary * VOCABULARY_BYTES_PER_TOKEN
     states = _prompt_cache_bytes(options, sum(kv))
+    if not gpu and options.prompt_cache_mb < 0:  # rather a longer context than more conversations
+        states = max(0, min(states, room_bytes - total - sum(kv) - compute - words))
     where = f"context {n_ctx} of {sizes.trained_ctx}, cache {sum(kv) / MIB:.0f} MiB"
     if not gpu:
         placement = Placement(n_ctx, 0, states)
-        return Footprint(total, sum(kv) + compute + states, 0, placement, f"{where}, all in RAM.")
+        return Footprint(total, sum(kv) + compute + states + words, 0, placement, f"{where}, all in RAM.")
     on_gpu = max(0, layers - 1)
     first = sizes.layers - on_gpu
     weights = sum(sizes.layer_bytes[first:]) + (sizes.output_bytes if layers else 0) + (extra_bytes if layers else 0)
     cache = sum(kv[first:]) if options.offload_kqv else 0
-    host = total - sum(sizes.layer_bytes[first:]) + sum(kv) - cache + states
+    host = total - sum(sizes.layer_bytes[first:]) + sum(kv) - cache + states + words
     reason = f"{where}, {on_gpu} of {sizes.layers} layers on the GPU."
     return Footprint(weights, cache + (compute if layers else 0), host, Placement(n_ctx, layers, states), reason)
 
 
 def _prompt_cache_bytes(options: ChatLoadOptions, kv_bytes: int) -> int:
-    """RAM for saved states: as asked, or three full caches, at most a gibibyte."""
+    """RAM for saved states: as asked, or one full cache for all other conversations together, at most 1 GiB."""
     if options.prompt_cache_mb >= 0:
         return options.prompt_cache_mb * MIB
-    return min(3 * kv_bytes, MAX_AUTO_PROMPT_CACHE_BYTES)
+    return min(kv_bytes, MAX_AUTO_PROMPT_CACHE_BYTES)
