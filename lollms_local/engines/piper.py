@@ -46,8 +46,8 @@ __all__ = ["PiperSpeech"]
 
 #: a sentence longer than this is cut at a clause: memory grows with its square, and the first sound would come late
 MAX_CHARS = 400
-#: what onnxruntime's arena holds after a 400-character sentence, measured with a medium voice (100 characters: 80 MB). It
-#: is given back when the voice is unloaded; without an arena a sentence takes a fifth to a third longer
+#: what onnxruntime's arena holds after a 400-character sentence, measured with a medium voice (100 characters: 80 MB);
+#: it is given back when the voice is unloaded. Without an arena a sentence takes a fifth to a third longer
 WORKSPACE_BYTES = 400 << 20
 _CONFIG_KEYS = ("num_symbols", "num_speakers", "audio", "espeak", "phoneme_id_map")
 #: onnxruntime takes seeds process-wide, at the birth of a session
