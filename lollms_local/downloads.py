@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from . import pickles
 from .catalog import ModelSpec
 from .errors import DownloadError, LocalModelError
 from .manifest import FileRecord, Manifest, is_installed, sha256_of
@@ -33,7 +34,7 @@ class DownloadProgress:
         file: what is being fetched or checked.
         done_bytes: of the whole model.
         total_bytes: of the whole model; 0 = unknown.
-        stage: "wait" (another process fetches it), "fetch" or "check".
+        stage: "wait" (another process fetches it), "fetch", "check" or "convert" (a pickle to safetensors).
     """
 
     file: str
@@ -210,7 +211,9 @@ def _check_names(spec: ModelSpec, planned: DownloadPlan) -> None:
             f"{spec.source} has no files that {spec.engine} can use.", hint="Check the repository's name."
         )
     for file in planned.files:
-        if not is_safe_name(file.path):
+        if pickles.is_convertible(spec.engine, file.path):
+            pickles.need_torch(spec.source)
+        elif not is_safe_name(file.path):
             raise DownloadError(
                 f"The file {file.path!r} of {spec.source} is of a kind that is not let in.",
                 hint="Safetensors, GGUF, CTranslate2, ONNX, NumPy arrays and text are.",
@@ -219,7 +222,8 @@ def _check_names(spec: ModelSpec, planned: DownloadPlan) -> None:
 
 def _check_room(spec: ModelSpec, planned: DownloadPlan, staging: Path, free_bytes: Callable[[Path], int]) -> None:
     here = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
-    needed = max(0, planned.total_bytes - here) + planned.overhead_bytes + SPARE_BYTES
+    converted = sum(file.bytes for file in planned.files if pickles.is_convertible(spec.engine, file.path))
+    needed = max(0, planned.total_bytes - here) + planned.overhead_bytes + converted + SPARE_BYTES
     free = free_bytes(staging)
     if needed > free:
         raise DownloadError(
@@ -253,8 +257,21 @@ def _check(
         tell(DownloadProgress(file.path, done, total, "check"))
         records.append(FileRecord(file.path, size, digest))
     _drop_strangers(staging, {file.path for file in planned.files})
+    safe = tuple(_safe_record(spec, record, staging, tell) for record in records)
     refuse_pickles(staging)
-    return tuple(records)
+    return safe
+
+
+def _safe_record(
+    spec: ModelSpec, record: FileRecord, staging: Path, tell: Callable[[DownloadProgress], None]
+) -> FileRecord:
+    """The record itself, or for a pickle that of the safetensors made of it."""
+    if not pickles.is_convertible(spec.engine, record.path):
+        return record
+    made = pickles.convert(
+        staging, spec.id, lambda: tell(DownloadProgress(record.path, record.bytes, record.bytes, "convert"))
+    )
+    return FileRecord(pickles.SAFE, made.stat().st_size, sha256_of(made))
 
 
 def _drop_strangers(staging: Path, wanted: set[str]) -> None:

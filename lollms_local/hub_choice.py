@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from .catalog import ModelSpec
 from .downloads import PlannedFile
 from .errors import DownloadError
+from .pickles import is_convertible
 from .safety import is_safe_name
 
 __all__ = ["usual_files"]
@@ -35,7 +36,7 @@ def usual_files(spec: ModelSpec, every: Sequence[PlannedFile]) -> list[PlannedFi
     elif spec.engine == "piper":
         chosen = _one_voice(safe)
     else:
-        chosen = _torch_folder(spec, safe)
+        chosen = _torch_folder(spec, safe) or _pickled_folder(spec, every, safe)
     if not chosen:
         pickled = any(f.path.lower().endswith((".bin", ".pt", ".pth", ".ckpt")) for f in every)
         why = "only as pickles, which can run code" if pickled else "in no format that its engine reads"
@@ -84,6 +85,13 @@ def _torch_folder(spec: ModelSpec, files: Sequence[PlannedFile]) -> list[Planned
     arrays = [f for f in files if _suffix(f) in (".npz", ".npy")]  # Bark's voices
     texts = [f for f in files if _suffix(f) in _TEXT and (not _VARIANT.search(f.path) or _indexes(f, names))]
     return [f for f in files if f in chosen or f in arrays or f in texts]
+
+
+def _pickled_folder(spec: ModelSpec, every: Sequence[PlannedFile], safe: Sequence[PlannedFile]) -> list[PlannedFile]:
+    """As `_torch_folder`, for a repository that has its weights only as one pickle, which will be converted."""
+    weights = [f for f in every if is_convertible(spec.engine, f.path)]
+    rest = [f for f in safe if _suffix(f) in (".npz", ".npy") or _suffix(f) in _TEXT]
+    return weights and [*weights, *rest]
 
 
 def _one_variant(files: Sequence[PlannedFile], variant: str) -> list[PlannedFile]:

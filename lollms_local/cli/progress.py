@@ -60,7 +60,8 @@ class Bars:
         start = self._before
 
         def tell(progress: DownloadProgress) -> None:
-            label = f"{model}: {progress.file}" if progress.stage != "check" else f"{model}: checking"
+            doing = {"check": "checking", "convert": "to safetensors"}.get(progress.stage, progress.file)
+            label = f"{model}: {doing}"
             self._progress.update(
                 task, description=label, total=progress.total_bytes or None, completed=progress.done_bytes
             )

@@ -230,6 +230,6 @@ def test_whisper_takes_the_ctranslate2_file_and_its_texts() -> None:
 
 def test_pickles_alone_are_refused_with_the_reason() -> None:
     with pytest.raises(DownloadError, match="only as pickles"):
-        chosen("bark", "tts", "pytorch_model.bin", "config.json")
+        chosen("diffusers_image", "tti", "pytorch_model.bin", "config.json")
     with pytest.raises(DownloadError, match="in no format"):
         chosen("llama_cpp", "llm", "config.json")
