@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lollms_local.errors import Cancelled, LocalModelError, MediaError, Unsuppor
 from lollms_local.media import Audio, decode_audio, encode_audio
 from lollms_local.runtime import Runtime, Settings, set_runtime
 from tests.tiny.musicgen import build_musicgen
+from tests.tiny.vits import build_vits
 
 RATE = 32_000
 PROMPT = "a calm waltz for piano"
@@ -214,6 +216,28 @@ def test_the_host_may_unload_at_any_time(runtime: Runtime, models: Path) -> None
     assert refused and not any(refused), "in use: nothing changes and the answer says so"
     assert second.ttm.unload_model() is True and not first.ttm.has_active_resources()
     assert first.generate_music(PROMPT, duration=0.3) == before
+
+
+def test_music_and_speech_at_once_draw_from_one_generator_and_stay_what_their_seeds_say(
+    runtime: Runtime, models: Path, tmp_path: Path
+) -> None:
+    host = LollmsClient(
+        llm_binding_name="",
+        ttm_binding_name="local_ttm",
+        ttm_binding_config={"model_name": str(models / "tiny-mono")},
+        tts_binding_name="local_tts",
+        tts_binding_config={"model_name": str(build_vits(tmp_path / "tiny-vits"))},
+        debug=False,
+    )
+    jobs = [
+        *(lambda s=seed: host.generate_music(PROMPT, duration=0.3, seed=s) for seed in (1, 2)),
+        *(lambda s=seed: host.generate_audio("Hello there.", seed=s) for seed in (1, 2)),
+    ]
+    alone = [job() for job in jobs]
+    assert len(set(alone)) == 4
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda job: job(), jobs * 2))
+    assert together == alone * 2
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
