@@ -75,12 +75,16 @@ def speech(models_dir: Path) -> Audio:
 
 
 @pytest.fixture(scope="module")
-def minute(models_dir: Path) -> Audio:
-    """More than a minute with long pauses: two windows of Whisper's, and long enough for batches."""
-    parts = []
-    for text in STORY:
-        parts += [at_16_khz(spoken(models_dir, text)).samples, np.zeros((1, 16_000 * 11), np.float32)]
-    return Audio(np.concatenate(parts, axis=1), 16_000)
+def story(models_dir: Path) -> Audio:
+    """Half a minute without a long pause."""
+    return at_16_khz(spoken(models_dir, " ".join(STORY)))
+
+
+@pytest.fixture(scope="module")
+def minute(story: Audio, speech: Audio) -> Audio:
+    """More than a minute, half of it silence: two windows of Whisper's, and long enough for batches."""
+    silence = np.zeros((1, 16_000 * 36), np.float32)
+    return Audio(np.concatenate([story.samples, silence, speech.samples], axis=1), 16_000)
 
 
 def at_16_khz(audio: Audio) -> Audio:
@@ -162,9 +166,29 @@ def test_a_minute_is_the_library_s_minute_and_so_is_a_minute_in_batches(
     )
     assert rows(batched) == rows(theirs)
     for found in (one, batched):
-        heard, said = set(words(found.text)), set(words(" ".join(STORY)))
+        heard, said = set(words(found.text)), set(words(" ".join([*STORY, TEXT])))
         assert len(heard & said) > 0.9 * len(said)
-        assert found.segments[-1].end_s == pytest.approx(minute.duration_s - 11, abs=2)
+        assert found.segments[-1].end_s == pytest.approx(minute.duration_s, abs=2)
+
+
+def test_a_recording_of_several_pieces_loses_no_word_and_keeps_its_time(
+    engine: FasterWhisperTranscriber, story: Audio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = transcribe(engine, story, temperature=0.0, word_timestamps=True)
+    monkeypatch.setattr("lollms_local.engines.faster_whisper.PIECE_S", 24.0)
+    told: list[Progress] = []
+    pieces = transcribe(engine, story, Control(on_progress=told.append), temperature=0.0, word_timestamps=True)
+    heard, said = words(pieces.text), set(words(" ".join(STORY)))
+    assert len(set(heard) & said) > 0.9 * len(said)
+    assert len(heard) == pytest.approx(len(words(whole.text)), abs=3), "nothing is said twice"
+    starts = [w.start_s for s in pieces.segments for w in s.words]
+    assert starts == sorted(starts)
+    for word in ("doctor", "sister", "students", "museum"):
+        (first,), (second,) = (
+            [w.start_s for s in found.segments for w in s.words if word in w.text.lower()] for found in (whole, pieces)
+        )
+        assert second == pytest.approx(first, abs=0.5)
+    assert (pieces.duration_s, told[-1].done) == (pytest.approx(story.duration_s), pytest.approx(story.duration_s))
 
 
 @pytest.mark.parametrize("mels", [80, 128])

@@ -172,7 +172,7 @@ def copy(models_dir: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    file = next(folder.glob("*.json"))
+    file = next(folder.glob("*.onnx.json"))
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
@@ -188,7 +188,7 @@ def test_speakers_of_a_voice_are_listed_and_chosen_by_name_or_number(copy: Path)
 
 
 def test_damaged_voices_are_load_errors(copy: Path) -> None:
-    model, config = next(copy.glob("*.onnx")), next(copy.glob("*.json"))
+    model, config = next(copy.glob("*.onnx")), next(copy.glob("*.onnx.json"))
     edit(copy, phoneme_type="pinyin")
     with pytest.raises(LoadError, match="g2pW"):
         load(copy)
