@@ -24,8 +24,7 @@ TRANSCRIPT = Transcript("Hello <there> & you. Two lines", SEGMENTS, "en", 0.5, 3
 
 def test_srt_numbers_lines_and_leaves_out_empty_ones() -> None:
     assert TRANSCRIPT.render("srt") == (
-        "1\n00:00:00,000 --> 00:00:01,500\nHello <there> & you.\n\n"
-        "2\n01:01:01,234 --> 01:01:02,000\nTwo\nlines\n"
+        "1\n00:00:00,000 --> 00:00:01,500\nHello <there> & you.\n\n2\n01:01:01,234 --> 01:01:02,000\nTwo\nlines\n"
     )
 
 
@@ -74,9 +73,7 @@ def test_other_spellings_of_options_are_understood() -> None:
         ("cuda", "int8_float16", "float32", "int8_float16"),
     ],
 )
-def test_the_arithmetic_fits_the_device_and_has_a_reason(
-    kind: str, compute_type: str, dtype: str, wanted: str
-) -> None:
+def test_the_arithmetic_fits_the_device_and_has_a_reason(kind: str, compute_type: str, dtype: str, wanted: str) -> None:
     found, reason = choose_compute_type(Device(kind), compute_type, dtype)  # type: ignore[arg-type]
     assert found == wanted and reason
 
