@@ -9,9 +9,12 @@ from ..devices import Device
 from ..errors import UnsupportedRequest
 from ..fit import FitPlan
 
-__all__ = ["check_attention", "place", "tune"]
+__all__ = ["TILE", "check_attention", "place", "tune"]
 
 log = logging.getLogger(__name__)
+
+#: longest side of a VAE's tile in pixels, which the plans count on
+TILE = 512
 
 
 def place(pipe: Any, device: Device, plan: FitPlan) -> None:
@@ -27,6 +30,7 @@ def place(pipe: Any, device: Device, plan: FitPlan) -> None:
         vae.enable_slicing()
     if plan.vae_tiling and hasattr(vae, "enable_tiling"):
         vae.enable_tiling()
+        _limit_tiles(vae)
     if plan.placement == "device" and device.kind != "cpu":
         pipe.to(device.torch_name)
     elif plan.placement == "model_offload":
@@ -38,6 +42,14 @@ def place(pipe: Any, device: Device, plan: FitPlan) -> None:
             offload_type="leaf_level",
             use_stream=device.kind == "cuda",
         )
+
+
+def _limit_tiles(vae: Any) -> None:
+    """A KL VAE's tiles are as large as the pictures it was trained on: 1024 for SDXL, which then are no tiles at all."""
+    side = getattr(vae, "tile_sample_min_size", 0)
+    if side > TILE:
+        vae.tile_latent_min_size = vae.tile_latent_min_size * TILE // side
+        vae.tile_sample_min_size = TILE
 
 
 def check_attention(name: str) -> None:
@@ -64,7 +76,7 @@ def tune(
     device: Device,
     *,
     attention: str = "auto",
-    channels_last: bool = True,
+    channels_last: bool = False,
     tf32: bool = True,
     compile_blocks: bool = False,
     step_cache: float = 0.0,
@@ -75,7 +87,8 @@ def tune(
         pipe: a placed pipeline.
         device: where it runs.
         attention: an attention backend of diffusers; "auto" = torch's own, which picks flash attention by itself.
-        channels_last: store convolution weights in the order that tensor cores read (GPU only).
+        channels_last: store convolution weights pixel by pixel (GPU only). Off unless asked for: on an H100 it made SDXL
+            in bfloat16 1.5 times slower (benchmarks/RESULTS.md); older cards in float16 may gain.
         tf32: let float32 products use TF32 on NVIDIA cards (relative error about 1e-3).
         compile_blocks: compile each kind of block once (the first picture takes minutes).
         step_cache: skip the rest of a pass if the first block's output changed by less than this; 0 = off. It changes

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..fit import Workspace
 from ._diffusers import DTYPE_WIDTH
+from ._diffusion_place import TILE
 from ._image_open import ImageFiles
 
 __all__ = ["image_workspace"]
@@ -15,8 +16,6 @@ __all__ = ["image_workspace"]
 _DECODER_COPIES = 3.0
 #: values per token and channel that live at once in a denoiser's pass, skip connections and feed-forward included
 _DENOISER_COPIES = 24
-#: side of a VAE tile in pixels, as diffusers cuts them by default
-_TILE = 512
 #: runs twice per step, once with and once without the prompt, in one batch
 _GUIDED = 2
 
@@ -35,7 +34,7 @@ def image_workspace(files: ImageFiles, width: int, height: int, batch_size: int 
     width_bytes = DTYPE_WIDTH[files.part_dtypes.get("vae", files.dtype)]
     pixels = width * height
     per_pixel = _decoder_channels(files.config_vae) * _DECODER_COPIES * width_bytes
-    tile = min(pixels, _TILE * _TILE)
+    tile = min(pixels, TILE * TILE)
     return Workspace(
         denoise_bytes=_denoise_bytes(files, pixels) * batch_size,
         decode_bytes=int(per_pixel * pixels * batch_size),

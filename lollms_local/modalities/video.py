@@ -54,7 +54,9 @@ class VideoLoadOptions(LoadOptions):
     attention: str = choice(
         "auto", "Attention backend: auto | native | flash | sage | xformers ... auto = torch's own."
     )
-    channels_last: bool = choice(True, "GPU: store convolution weights in the order tensor cores read.")
+    channels_last: bool = choice(
+        False, "GPU: store convolution weights pixel by pixel; older cards may gain, an H100 lost a third of its speed."
+    )
     tf32: bool = choice(True, "NVIDIA: let float32 products use TF32.")
     compile: bool = choice(False, "Compile the repeated blocks: faster steps, minutes for the first film.")
     step_cache: float = choice(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lollms_local.devices import Device
+from lollms_local.engines._diffusion_place import place
 from lollms_local.errors import LoadError, UnsupportedRequest
 from lollms_local.fit import FitPlan
 from lollms_local.footprint import read_safetensors
@@ -389,6 +392,21 @@ def test_tiles_make_nearly_the_picture_of_the_whole() -> None:
     assert tiled._pipe.vae.use_tiling and tiled._pipe.vae.use_slicing
     whole = pixels(loaded("sd"), width=128, height=64).astype(int)
     assert abs(pixels(tiled, width=128, height=64).astype(int) - whole).mean() < 8
+
+
+def test_tiles_are_tiles_even_where_the_vae_was_trained_on_large_pictures() -> None:
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_config({**diffusion_parts.kl_vae(levels=4, channels=4).config, "sample_size": 1024})
+    plan = FitPlan("device", False, True, 0, 0, 0, True, "")
+    place(SimpleNamespace(vae=vae), Device("cpu"), plan)
+    sides: list[int] = []
+    vae.decoder.register_forward_pre_hook(lambda module, latents: sides.append(max(latents[0].shape[-2:])))
+    with torch.no_grad():
+        picture = vae.decode(torch.zeros(1, 4, 80, 64)).sample
+    assert picture.shape == (1, 3, 640, 512)
+    assert len(sides) > 1 and max(sides) * 8 <= 512
 
 
 def test_offloading_without_a_gpu_is_refused() -> None:
