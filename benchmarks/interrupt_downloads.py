@@ -29,8 +29,6 @@ SPEC = ModelSpec(id="net", modality="tts", engine="bark", source="hf:some/net")
 CODE = """
 import sys
 from pathlib import Path
-from huggingface_hub import constants
-constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
 import huggingface_hub.hf_api, huggingface_hub.file_download
 from lollms_local import hub_source, weights
 from lollms_local.catalog import ModelSpec

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import inspect
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from .catalog import ModelSpec
 from .downloads import DownloadPlan, PlannedFile, Report
 from .errors import DownloadError
 from .hub_choice import usual_files
+from .hub_transfer import SlowTransfer, transfer
 from .safety import inside
 
 __all__ = ["HubSource"]
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: tries that bring nothing new; each goes on where the one before stopped
 TRIES = 6
+#: tries of a question; somebody waits for the answer
+ASK_TRIES = 3
 
 
 class HubSource:
@@ -35,11 +37,13 @@ class HubSource:
     Args:
         endpoint: the hub's address; "" = the library's own (HF_ENDPOINT).
         pause: called with the seconds to wait before another try.
+        stall_s: longest silence of the server, in seconds; 0 = the library's own (HF_HUB_DOWNLOAD_TIMEOUT).
     """
 
-    def __init__(self, endpoint: str = "", pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, endpoint: str = "", pause: Callable[[float], None] = time.sleep, stall_s: float = 0.0) -> None:
         self._endpoint = endpoint or None
         self._pause = pause
+        self._stall_s = stall_s
 
     def plan(self, spec: ModelSpec, token: str) -> DownloadPlan:
         """Ask the hub for names, sizes and digests, and choose."""
@@ -48,9 +52,14 @@ class HubSource:
 
         def ask() -> Any:
             api = HfApi(endpoint=self._endpoint, token=token or None)
-            return api.model_info(spec.origin.name, revision=spec.origin.version or None, files_metadata=True)
+            return api.model_info(
+                spec.origin.name,
+                revision=spec.origin.version or None,
+                files_metadata=True,
+                timeout=self._patience_s(),  # the client itself would wait for ever
+            )
 
-        info = self._try(spec, ask)
+        info = self._try(spec, ask, tries=ASK_TRIES)
         every = tuple(
             PlannedFile(
                 path=s.rfilename,
@@ -70,21 +79,26 @@ class HubSource:
         done = 0
         for file in plan.files:
             target = inside(folder, file.path)
-            if not file.bytes or not target.is_file() or target.stat().st_size != file.bytes:
-                self._bring(spec, plan, file, target, parts, _meter(report, file.path, done), token)
+            if not file.bytes or _size(target) != file.bytes:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self._bring(spec, plan, file, parts, _meter(report, file.path, done), token), target)
             _check_blob(target, file)
             done += file.bytes
             report(file.path, done)
         shutil.rmtree(parts, ignore_errors=True)
 
     def _bring(
-        self, spec: ModelSpec, plan: DownloadPlan, file: PlannedFile, target: Path, parts: Path, meter: type, token: str
-    ) -> None:
-        """One file, over plain HTTP and through a part that outlives this process: the client's own function for whole
-        repositories forgets a part when its process ends."""
+        self,
+        spec: ModelSpec,
+        plan: DownloadPlan,
+        file: PlannedFile,
+        parts: Path,
+        tell: Callable[[int], None],
+        token: str,
+    ) -> Path:
+        """One file, over plain HTTP and through a part that outlives this process; returns the part, whole."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
-        from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined,unused-ignore]
 
         if file.bytes > MAX_HTTP_DOWNLOAD_SIZE:
@@ -92,46 +106,44 @@ class HubSource:
                 f"{file.path} of {spec.origin.name} is larger than the hub gives out over HTTP.",
                 hint=f"Run: hf download {spec.origin.name}; lollms-local finds it in that tool's cache.",
             )
+        parts.mkdir(parents=True, exist_ok=True)
         part = parts / hashlib.sha256(f"{plan.revision}/{file.remote}".encode()).hexdigest()[:16]
-        for folder in (parts, target.parent):
-            folder.mkdir(parents=True, exist_ok=True)
         url = hf_hub_url(spec.origin.name, file.remote, revision=plan.revision, endpoint=self._endpoint)
-        headers = {**build_hf_headers(token=token or None), "Accept-Encoding": "identity"}
-
-        bar: dict[str, Any] = {"tqdm_class": meter} if "tqdm_class" in inspect.signature(http_get).parameters else {}
+        headers = build_hf_headers(token=token or None)
 
         def go_on() -> None:
-            if file.bytes and _size(part) > file.bytes:
-                part.unlink()
-            with part.open("ab") as out:
-                http_get(
-                    url,
-                    out,
-                    resume_size=out.tell(),
-                    headers=headers,
-                    expected_size=file.bytes or None,
-                    **bar,
-                )
+            tell(_size(part))  # also the moment at which a caller who gave up is heard
+            transfer(url, part, headers=headers, total_bytes=file.bytes, stall_s=self._patience_s(), on_bytes=tell)
 
         self._try(spec, go_on, lambda: _size(part))
-        os.replace(part, target)
+        return part
 
-    def _try(self, spec: ModelSpec, action: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
+    def _patience_s(self) -> float:
+        """The longest silence: HF_HUB_DOWNLOAD_TIMEOUT, which is 10 s where the user has not set it."""
+        from huggingface_hub import constants
+
+        return self._stall_s or float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+    def _try(
+        self, spec: ModelSpec, action: Callable[[], Any], progress: Callable[[], int] = lambda: 0, tries: int = 0
+    ) -> Any:
         """Run an action that reaches the hub; faults that pass are tried again, the others become our errors.
 
         Args:
             progress: bytes that are here; as long as they grow, it is worth another try.
         """
+        tries = tries or TRIES
         attempt, before = 1, progress()
         while True:
             try:
-                with _hub_errors(spec):
+                with _hub_errors(spec, self._patience_s()):
                     return action()
             except _Passing as exc:
-                attempt, before = (1, progress()) if progress() > before else (attempt + 1, before)
-                if attempt > TRIES:
+                gained = progress() > before and exc.gain_counts
+                attempt, before = (1 if gained else attempt + 1), progress()
+                if attempt > tries:
                     raise DownloadError(
-                        f"{spec.origin.name} could not be fetched after {TRIES} tries: {exc}.",
+                        f"{spec.origin.name} could not be fetched after {tries} tries: {exc}.",
                         hint="Check the network (and HF_ENDPOINT); run it again, it goes on where it stopped.",
                     ) from exc.__cause__
                 log.info("%s: a try failed (%s)", spec.id, exc)
@@ -143,11 +155,17 @@ def _size(path: Path) -> int:
 
 
 class _Passing(Exception):
-    """A fault that may be gone at the next try."""
+    """A fault that may be gone at the next try.
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+    Args:
+        wait_s: what the hub asks to wait; 0 = nothing said.
+        gain_counts: bytes that came before the fault are worth a fresh count of tries.
+    """
+
+    def __init__(self, reason: str, wait_s: float = 0.0, gain_counts: bool = True) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
+        self.gain_counts = gain_counts
 
 
 def _refuse_offline(spec: ModelSpec) -> None:
@@ -159,7 +177,7 @@ def _refuse_offline(spec: ModelSpec) -> None:
 
 
 @contextmanager
-def _hub_errors(spec: ModelSpec) -> Iterator[None]:
+def _hub_errors(spec: ModelSpec, stall_s: float) -> Iterator[None]:
     """The one place where this library's errors become ours."""
     from huggingface_hub import errors as hub
 
@@ -191,14 +209,30 @@ def _hub_errors(spec: ModelSpec) -> Iterator[None]:
         _refuse_offline(spec)
         raise _Passing("the hub did not answer") from exc
     except hub.HTTPError as exc:  # type: ignore[attr-defined,unused-ignore]  # of the HTTP library that the client uses
-        raise _Passing(f"the transfer broke off ({type(exc).__name__})") from exc
+        raise _by_name(exc, stall_s) from exc
+    except SlowTransfer as exc:
+        raise _Passing("next to nothing came for a long time", gain_counts=False) from exc
     except (hub.FileMetadataError, EOFError) as exc:
-        raise _Passing("the hub's answer was not complete") from exc
-    except OSError as exc:
-        if exc.errno is not None:  # the disk's own; `downloads` has words for it
-            raise
-        # the client says so when fewer bytes came than announced
         raise _Passing("a file did not come whole") from exc
+
+
+def _by_name(exc: Exception, stall_s: float) -> Exception:
+    """Errors of the client's HTTP library, which is another one in newer clients: known by their names."""
+    kinds = {kind.__name__ for kind in type(exc).__mro__}
+    if "TimeoutException" in kinds:
+        return _Passing(f"nothing came for {stall_s:g} seconds")
+    if "UnsupportedProtocol" in kinds:
+        return DownloadError(
+            "The hub's address is not one that a program can open.", hint="HF_ENDPOINT must begin with https://."
+        )
+    if "CERTIFICATE" in str(exc):
+        return DownloadError(
+            "The hub's certificate is not trusted on this machine.",
+            hint="Behind a proxy that reads traffic, set SSL_CERT_FILE to its certificate.",
+        )
+    if "ConnectError" in kinds:
+        return _Passing("the hub cannot be reached")
+    return _Passing("the transfer broke off")
 
 
 def _by_status(name: str, exc: Any) -> Exception:
@@ -227,21 +261,9 @@ def _check_blob(path: Path, file: PlannedFile) -> None:
         raise DownloadError(f"The file {file.path} is not what the hub announced.", hint="Run the download again.")
 
 
-def _meter(report: Report, path: str, before: int) -> type:
-    """A progress bar that shows nothing and passes the count on; what `report` raises stops the transfer."""
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined,unused-ignore]
-
-    class Meter(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._count = int(kwargs.get("initial") or 0)
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call,unused-ignore]
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self._count += int(n or 0)
-            report(path, before + self._count)
-            return None
-
-    return Meter
+def _meter(report: Report, path: str, before: int) -> Callable[[int], None]:
+    """Tells the bytes of the whole model, from those of one file; what `report` raises stops the transfer."""
+    return lambda here: report(path, before + here)
 
 
 def _by_rules(spec: ModelSpec, every: Sequence[PlannedFile]) -> list[PlannedFile]:

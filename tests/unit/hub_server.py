@@ -23,19 +23,36 @@ class FakeHub:
     Attributes:
         files: name -> content. Names with a weight's suffix are announced with their sha256, as the hub does.
         cuts: numbers of bytes after which the next answers to a GET are cut off, in order.
+        silences: numbers of bytes after which the next answers to a GET stop, the line staying open, in order.
+        silent: accepts everything and answers nothing.
+        piece_bytes: bytes of a file that are sent at a time, `piece_s` apart; 0 = all at once.
         statuses: status codes that the next requests of a file get instead of it.
+        status: a code that everything gets.
+        error_code: what the hub says beside it (X-Error-Code).
         wrong: names whose content arrives altered.
+        ignores_ranges: whoever asks for the rest gets the whole.
+        excess: bytes that come after the end of each file.
         gated: everything is refused as the hub does for a gated model, unless the token "good" is sent.
         ranges: the Range headers that were seen, to show that a download went on where it stopped.
     """
 
     files: dict[str, bytes]
     cuts: list[int] = field(default_factory=list)
+    silences: list[int] = field(default_factory=list)
+    silent: bool = False
+    piece_bytes: int = 0
+    piece_s: float = 0.0
     statuses: list[int] = field(default_factory=list)
+    status: int = 0
+    error_code: str = ""
+    ignores_ranges: bool = False
+    excess: int = 0
     wrong: set[str] = field(default_factory=set)
     gated: bool = False
     ranges: list[str] = field(default_factory=list)
     gets: int = 0
+    requests: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
     address: str = ""
 
     def info(self) -> bytes:
@@ -64,7 +81,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
-        if self.hub.gated and self.headers.get("Authorization") != "Bearer good":
+        self.hub.requests += 1
+        if self.hub.silent:
+            self.hub.over.wait(60)
+            self.close_connection = True
+        elif self.hub.status:
+            self._send(self.hub.status, b"", {"X-Error-Code": self.hub.error_code} if self.hub.error_code else {})
+        elif self.hub.gated and self.headers.get("Authorization") != "Bearer good":
             self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
         elif re.match(r"/api/models/some/net(/revision/[^/?]+)?(\?|$)", self.path):
             self._send(200, self.hub.info(), {"Content-Type": "application/json"})
@@ -87,18 +110,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.gets += 1
         start = 0
         wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if wanted:
+        if wanted and not self.hub.ignores_ranges:
             start = int(wanted[1])
             self.hub.ranges.append(wanted[0])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         piece = content[start:]
         if name in self.hub.wrong:
             piece = bytes(reversed(piece))
+        piece += bytes(self.hub.excess)
         cut = self.hub.cuts.pop(0) if self.hub.cuts else None
-        self._send(206 if wanted else 200, piece, headers, cut=cut)
+        silence = self.hub.silences.pop(0) if self.hub.silences else None
+        self._send(206 if start else 200, piece, headers, cut=cut, silence=silence)
 
     def _send(
-        self, status: int, content: bytes, headers: dict[str, str], body: bool = True, cut: int | None = None
+        self,
+        status: int,
+        content: bytes,
+        headers: dict[str, str],
+        body: bool = True,
+        cut: int | None = None,
+        silence: int | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -106,10 +137,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if body and self.command != "HEAD":
-            self.wfile.write(content if cut is None else content[:cut])
-        if cut is not None:
+            self._write(content[: min(at for at in (len(content), cut, silence) if at is not None)])
+        if silence is not None and silence < len(content):
+            self.wfile.flush()
+            self.hub.over.wait(60)
+        if cut is not None or silence is not None:
             self.wfile.flush()
             self.close_connection = True
+
+    def _write(self, content: bytes) -> None:
+        step = self.hub.piece_bytes if "/resolve/" in self.path else 0
+        for start in range(0, len(content), step or len(content) or 1):
+            self.wfile.write(content[start : start + (step or len(content))])
+            if step:
+                self.wfile.flush()
+                self.hub.over.wait(self.hub.piece_s)
 
 
 class _Server(ThreadingHTTPServer):
@@ -125,11 +167,12 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = _Server(("127.0.0.1", 0), handler)
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub
     finally:
+        hub.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

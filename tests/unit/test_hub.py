@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lollms_local import downloads, hub_source, weights
+from lollms_local import downloads, hub_transfer, weights
 from lollms_local.catalog import FileRule, ModelSpec
 from lollms_local.downloads import DownloadProgress, PlannedFile
 from lollms_local.errors import Cancelled, DownloadError
 from lollms_local.hub_choice import usual_files
-from lollms_local.hub_source import TRIES, HubSource
+from lollms_local.hub_source import ASK_TRIES, TRIES, HubSource
 
 from .hub_server import COMMIT, FakeHub, serve
 
@@ -30,7 +30,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # it keeps whole pieces only, of 10 MB by default
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     with serve(FakeHub(dict(FILES))) as running:
@@ -43,7 +42,7 @@ def net(**more: Any) -> ModelSpec:
 
 def fetch(hub: FakeHub, folder: Path, spec: ModelSpec | None = None, **more: Any) -> Path:
     pauses: list[float] = more.pop("pauses", [])
-    source = HubSource(hub.address, pause=pauses.append)
+    source = HubSource(hub.address, pause=pauses.append, stall_s=more.pop("stall_s", 0.0))
     return downloads.download(spec or net(), folder, source=source, **more)
 
 
@@ -91,15 +90,13 @@ def test_a_part_outlives_its_process_and_is_continued(
     assert int(resumed.removeprefix("bytes=").rstrip("-")) >= 1_900_000
 
 
-def test_a_fetch_that_gives_up_is_not_installed_and_the_next_one_completes_it(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub_source, "TRIES", 1)  # the client itself tries five times a second apart
+def test_a_fetch_that_gives_up_is_not_installed_and_the_next_one_completes_it(hub: FakeHub, tmp_path: Path) -> None:
     hub.files = {"model.safetensors": CONTENT}
-    hub.cuts = [1000] * 200  # less than the client keeps, so nothing is gained
-    with pytest.raises(DownloadError, match="after 1 tries") as caught:
-        fetch(hub, tmp_path)
-    assert "run it again" in caught.value.hint
+    hub.cuts = [0] * 200  # nothing is gained
+    pauses: list[float] = []
+    with pytest.raises(DownloadError, match=f"after {TRIES} tries") as caught:
+        fetch(hub, tmp_path, pauses=pauses)
+    assert "run it again" in caught.value.hint and len(pauses) == TRIES - 1
     assert not weights.is_downloaded(net(), tmp_path)
     hub.cuts = []
     folder = fetch(hub, tmp_path)
@@ -146,8 +143,113 @@ def test_no_hub_at_all_is_one_sentence_without_words_that_make_the_host_retry(tm
     dead = FakeHub({}, address="http://127.0.0.1:9")
     with pytest.raises(DownloadError) as caught:
         fetch(dead, tmp_path, pauses=pauses)
-    assert len(pauses) == TRIES - 1
+    assert len(pauses) == ASK_TRIES - 1
+    assert "cannot be reached" in str(caught.value)
     assert not any(word in str(caught.value).lower() for word in ("timeout", "timed out", "connection", "unavailable"))
+
+
+FORBIDDEN = ("timeout", "timed out", "connection", "unavailable")
+
+
+def test_a_transfer_that_falls_silent_is_noticed_and_goes_on_in_another(hub: FakeHub, tmp_path: Path) -> None:
+    hub.silences = [100_000_000, 1_000_000, 500_000]  # the first answer is config.json, whole
+    folder = fetch(hub, tmp_path, stall_s=1.0)
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    assert hub.ranges == ["bytes=1000000-", "bytes=1500000-"], "what had come was fetched again"
+
+
+def test_a_server_that_stays_silent_in_the_middle_ends_with_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files = {"model.safetensors": CONTENT}
+    hub.silences = [1_000_000] + [0] * 100
+    pauses: list[float] = []
+    with pytest.raises(DownloadError, match=f"after {TRIES} tries: nothing came for 0.5 seconds") as caught:
+        fetch(hub, tmp_path, stall_s=0.5, pauses=pauses)
+    assert len(pauses) >= TRIES, "the first try brought something, so it does not count"
+    assert not any(word in str(caught.value).lower() for word in FORBIDDEN)
+    assert not weights.is_downloaded(net(), tmp_path)
+
+
+def test_a_server_that_accepts_and_says_nothing_ends_with_one_sentence(hub: FakeHub, tmp_path: Path) -> None:
+    hub.silent = True
+    with pytest.raises(DownloadError, match=r"after 3 tries: nothing came for 0\.2 seconds") as caught:
+        fetch(hub, tmp_path, stall_s=0.2)
+    assert not any(word in str(caught.value).lower() for word in FORBIDDEN)
+
+
+def test_the_users_own_limit_of_silence_is_that_of_the_hubs_client(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.25)
+    hub.silent = True
+    with pytest.raises(DownloadError, match=r"nothing came for 0\.25 seconds"):
+        fetch(hub, tmp_path)
+
+
+def test_a_server_that_trickles_is_given_up_but_a_slow_one_is_not(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files = {"model.safetensors": CONTENT}
+    hub.piece_bytes, hub.piece_s = 200_000, 0.05
+    assert fetch(hub, tmp_path / "slow", stall_s=2.0) == tmp_path / "slow" / "net"
+    monkeypatch.setattr(hub_transfer, "SLOW_WINDOWS", 0.1)
+    hub.piece_bytes = 10
+    with pytest.raises(DownloadError, match="next to nothing came"):
+        fetch(hub, tmp_path / "trickle", stall_s=2.0)
+
+
+def test_a_server_that_knows_no_ranges_sends_the_whole_again(hub: FakeHub, tmp_path: Path) -> None:
+    hub.ignores_ranges = True
+    hub.cuts = [100_000_000, 1_200_000]
+    assert (fetch(hub, tmp_path) / "model.safetensors").read_bytes() == CONTENT
+
+
+def test_more_bytes_than_announced_are_not_taken(hub: FakeHub, tmp_path: Path) -> None:
+    hub.excess = 50_000_000
+    with pytest.raises(DownloadError, match="did not come whole"):
+        fetch(hub, tmp_path)
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*")) < len(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (401, "", r"refuses some/net \(status 401\)"),
+        (401, "RepoNotFound", "has no model some/net, or your token may not see it"),
+        (401, "GatedRepo", "gated"),
+        (403, "", r"refuses some/net \(status 403\)"),
+        (404, "RepoNotFound", "has no model some/net"),
+        (404, "RevisionNotFound", "no such revision"),
+        (410, "", "status 410"),
+        (429, "", "after 3 tries: the hub answered with status 429"),
+        (500, "", "after 3 tries: the hub answered with status 500"),
+    ],
+)
+def test_a_hub_that_refuses_is_one_sentence_and_a_hint(
+    hub: FakeHub, tmp_path: Path, status: int, code: str, says: str
+) -> None:
+    hub.status, hub.error_code = status, code
+    pauses: list[float] = []
+    with pytest.raises(DownloadError, match=says) as caught:
+        fetch(hub, tmp_path, pauses=pauses)
+    assert caught.value.hint and not any(word in str(caught.value).lower() for word in FORBIDDEN)
+    assert len(pauses) == (ASK_TRIES - 1 if status in (429, 500) else 0), "a refusal was asked again"
+
+
+@pytest.mark.parametrize(("status", "says"), [(401, "401|no model"), (403, "403"), (404, "404|no such"), (500, "500")])
+def test_a_file_that_is_refused_is_one_sentence(hub: FakeHub, tmp_path: Path, status: int, says: str) -> None:
+    hub.statuses = [status] * 100
+    with pytest.raises(DownloadError, match=says) as caught:
+        fetch(hub, tmp_path)
+    assert caught.value.hint and not weights.is_downloaded(net(), tmp_path)
+
+
+def test_an_address_without_a_scheme_is_said_at_once(hub: FakeHub, tmp_path: Path) -> None:
+    pauses: list[float] = []
+    with pytest.raises(DownloadError, match="not one that a program can open") as caught:
+        fetch(FakeHub({}, address="mirror.example"), tmp_path, pauses=pauses)
+    assert "HF_ENDPOINT" in caught.value.hint and not pauses
 
 
 def test_offline_means_that_the_hub_is_not_asked(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
