@@ -1,4 +1,4 @@
-"""Downloads as a user starts them: whole processes, the hub's own variables, the real client, a server on the loopback."""
+"""Downloads as a user starts them: whole processes, the hub's variables, the real client, a server on the loopback."""
 
 from __future__ import annotations
 
