@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import EngineNotInstalled, LoadError
@@ -80,9 +81,9 @@ class Part:
     variant: str
     home: Path
 
-    def nbytes(self, dtype: str) -> int:
-        """Exact bytes of its tensors once they are loaded in `dtype`."""
-        return sum(safetensors_bytes(file, DTYPE_WIDTH[dtype]) for file in self.files)
+    def nbytes(self, dtype: str, *, on_cuda: bool = False) -> int:
+        """Exact bytes of its tensors once they are loaded in `dtype`; with `on_cuda`, those that torch reserves."""
+        return sum(safetensors_bytes(file, DTYPE_WIDTH[dtype], on_cuda=on_cuda) for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,11 @@ class PipelineFolder:
         """The first part of one of these names."""
         return next((part for name in names for part in self.parts if part.name == name), None)
 
-    def part_bytes(self, dtype: str, **dtypes: str) -> dict[str, int]:
-        """Exact bytes of each part, loaded in `dtype` or in the part's own of `dtypes`."""
-        return {part.name: part.nbytes(dtypes.get(part.name, dtype)) for part in self.parts}
+    def part_bytes(
+        self, dtype: str, dtypes: Mapping[str, str] = MappingProxyType({}), *, on_cuda: bool = False
+    ) -> dict[str, int]:
+        """Bytes of each part, loaded in `dtype` or in the part's own of `dtypes`; see `Part.nbytes`."""
+        return {part.name: part.nbytes(dtypes.get(part.name, dtype), on_cuda=on_cuda) for part in self.parts}
 
     def config(self, name: str) -> dict[str, Any]:
         """A part's own configuration ({} where it has none)."""

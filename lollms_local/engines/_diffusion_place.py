@@ -45,7 +45,7 @@ def place(pipe: Any, device: Device, plan: FitPlan) -> None:
 
 
 def _limit_tiles(vae: Any) -> None:
-    """A KL VAE's tiles are as large as the pictures it was trained on: 1024 for SDXL, which then are no tiles at all."""
+    """A KL VAE's tiles are as large as the pictures it was trained on: 1024 for SDXL, so no tiles at all."""
     side = getattr(vae, "tile_sample_min_size", 0)
     if side > TILE:
         vae.tile_latent_min_size = vae.tile_latent_min_size * TILE // side
@@ -87,8 +87,8 @@ def tune(
         pipe: a placed pipeline.
         device: where it runs.
         attention: an attention backend of diffusers; "auto" = torch's own, which picks flash attention by itself.
-        channels_last: store convolution weights pixel by pixel (GPU only). Off unless asked for: on an H100 it made SDXL
-            in bfloat16 1.5 times slower (benchmarks/RESULTS.md); older cards in float16 may gain.
+        channels_last: store convolution weights pixel by pixel (GPU only). Off unless asked for: an H100 made SDXL in
+            bfloat16 1.5 times slower with it (benchmarks/RESULTS.md); older cards in float16 may gain.
         tf32: let float32 products use TF32 on NVIDIA cards (relative error about 1e-3).
         compile_blocks: compile each kind of block once (the first picture takes minutes).
         step_cache: skip the rest of a pass if the first block's output changed by less than this; 0 = off. It changes

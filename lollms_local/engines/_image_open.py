@@ -45,7 +45,8 @@ class ImageFiles:
         dropped: parts to leave out.
         part_dtypes: number formats that differ from the rest.
         dtype: of the rest.
-        part_bytes: exact bytes of each part once loaded.
+        on_cuda: whether they go to a card, where torch reserves more than the tensors' sizes.
+        part_bytes: bytes of each part once loaded.
     """
 
     folder: PipelineFolder
@@ -55,6 +56,7 @@ class ImageFiles:
     dropped: frozenset[str]
     part_dtypes: Mapping[str, str]
     dtype: str
+    on_cuda: bool = False
     part_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -63,7 +65,7 @@ class ImageFiles:
         return (self.vae or self.folder).config("vae")
 
 
-def find_files(path: Path, variant: str, options: ImageLoadOptions, dtype: str) -> ImageFiles:
+def find_files(path: Path, variant: str, options: ImageLoadOptions, dtype: str, *, on_cuda: bool = False) -> ImageFiles:
     """Judge everything that a load would read.
 
     Raises:
@@ -86,7 +88,7 @@ def find_files(path: Path, variant: str, options: ImageLoadOptions, dtype: str) 
         raise UnsupportedRequest(
             f"{folder.class_name} has no transformer that {transformer.name} could replace.", hint="Leave it empty."
         )
-    files = ImageFiles(folder, single, vae, transformer, dropped, _part_dtypes(folder, options, dtype), dtype)
+    files = ImageFiles(folder, single, vae, transformer, dropped, _part_dtypes(folder, options, dtype), dtype, on_cuda)
     if vae is not None:
         _same_latents(folder.config("vae"), vae.config("vae"), vae.path)
     return ImageFiles(**{**vars(files), "part_bytes": _bytes(files)})
@@ -174,22 +176,25 @@ def _part_dtypes(folder: PipelineFolder, options: ImageLoadOptions, dtype: str) 
 
 
 def _bytes(files: ImageFiles) -> dict[str, int]:
-    width = DTYPE_WIDTH[files.dtype]
+    width, on_cuda = DTYPE_WIDTH[files.dtype], files.on_cuda
     if files.single is not None:
         found: dict[str, int] = {}
-        total = safetensors_bytes(files.single, width)
+        total = safetensors_bytes(files.single, width, on_cuda=on_cuda)
         entries = read_safetensors(files.single)
         stored = sum(entry.nbytes for entry in entries.values()) or 1
         for name, entry in entries.items():
             group = name.partition(".")[0]
             found[group] = found.get(group, 0) + entry.nbytes * total // stored
     else:
-        found = files.folder.part_bytes(files.dtype, **files.part_dtypes)
+        found = files.folder.part_bytes(files.dtype, files.part_dtypes, on_cuda=on_cuda)
     if files.vae is not None:
-        found["vae"] = sum(files.vae.part_bytes(files.part_dtypes.get("vae", files.dtype)).values())
+        vae_dtype = files.part_dtypes.get("vae", files.dtype)
+        found["vae"] = sum(files.vae.part_bytes(vae_dtype, on_cuda=on_cuda).values())
     if files.transformer is not None:
         gguf = files.transformer.suffix == ".gguf"
-        found["transformer"] = files.transformer.stat().st_size if gguf else safetensors_bytes(files.transformer, width)
+        found["transformer"] = (
+            files.transformer.stat().st_size if gguf else safetensors_bytes(files.transformer, width, on_cuda=on_cuda)
+        )
     return found
 
 

@@ -32,6 +32,7 @@ class VideoFiles:
         dtype: number format of its weights.
         part_dtypes: number formats of single parts.
         adapter: a motion adapter that is not in `folder`.
+        on_cuda: whether they go to a card, where torch reserves more than the tensors' sizes.
     """
 
     folder: PipelineFolder
@@ -39,16 +40,17 @@ class VideoFiles:
     dtype: str
     part_dtypes: Mapping[str, str]
     adapter: Part | None = None
+    on_cuda: bool = False
 
     @property
     def part_bytes(self) -> dict[str, int]:
-        """Exact bytes of each part once it is loaded."""
-        sizes = self.folder.part_bytes(self.dtype, **self.part_dtypes)
+        """Bytes of each part once it is loaded."""
+        sizes = self.folder.part_bytes(self.dtype, self.part_dtypes, on_cuda=self.on_cuda)
         # a UNet saved with its motion layers brings them along: the adapter beside it is not loaded
         for name in (*_UNUSED, "motion_adapter"):
             sizes.pop(name, None)
         if self.adapter is not None:
-            sizes["unet"] += self.adapter.nbytes(self.dtype)
+            sizes["unet"] += self.adapter.nbytes(self.dtype, on_cuda=self.on_cuda)
         return sizes
 
     def vae_dtype(self) -> str:

@@ -68,7 +68,7 @@ class BarkSpeech:
         """All four networks on the device, or only the largest at a time if they do not fit."""
         dtype, why = choose_dtype(device, "autoregressive", options.dtype)
         width = 4 if dtype == "float32" else 2
-        whole = folder_weights_bytes(path, spec.variant, width)
+        whole = folder_weights_bytes(path, spec.variant, width, on_cuda=device.kind == "cuda")
         offload = options.offload == "parts" or (
             options.offload == "auto" and device.pool != "ram" and whole + WORKSPACE_BYTES > room_bytes
         )

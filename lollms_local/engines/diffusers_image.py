@@ -69,7 +69,7 @@ class DiffusersImage:
             LoadError: files are damaged, unsafe, or no pipeline. UnsupportedRequest: an option does not fit.
         """
         dtype, why = choose_dtype(device, "diffusion", options.dtype)
-        files = find_files(path, spec.variant, options, dtype)
+        files = find_files(path, spec.variant, options, dtype, on_cuda=device.kind == "cuda")
         check_attention(options.attention)
         width, height = _planned_size(spec, files)
         plan = plan_fit(

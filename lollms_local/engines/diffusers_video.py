@@ -80,7 +80,7 @@ class DiffusersVideo:
             EngineNotInstalled: a package that generation would need is missing.
         """
         dtype, why = choose_dtype(device, "diffusion", options.dtype)
-        files = find_video_files(path, spec.variant, options, dtype)
+        files = replace(find_video_files(path, spec.variant, options, dtype), on_cuda=device.kind == "cuda")
         check_attention(options.attention)
         usual = plan_film(files.rules, VideoOptions(), spec.defaults, on_cpu=device.kind == "cpu")
         plan = plan_fit(

@@ -67,7 +67,7 @@ class MusicgenMusic:
         """Weights from the headers; the cache of a full window with guidance, from the config; the codec's work."""
         dtype, why = choose_dtype(device, "autoregressive", options.dtype)
         width = 4 if dtype == "float32" else 2
-        weights = folder_weights_bytes(path, spec.variant, width)
+        weights = folder_weights_bytes(path, spec.variant, width, on_cuda=device.kind == "cuda")
         return Footprint(weights, _cache_bytes(path, width) + WORKSPACE_BYTES, reason=f"{dtype}: {why}.")
 
     @classmethod

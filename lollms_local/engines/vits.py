@@ -72,7 +72,8 @@ class VitsSpeech:
     def footprint(cls, spec: ModelSpec, path: Path, device: Device, options: Any, room_bytes: int) -> Footprint:
         """The weights in float32, whatever was asked for."""
         why = "float32: it adds up the lengths of sounds, which half precision cannot count."
-        return Footprint(folder_weights_bytes(path, spec.variant, 4), WORKSPACE_BYTES, reason=why)
+        weights = folder_weights_bytes(path, spec.variant, 4, on_cuda=device.kind == "cuda")
+        return Footprint(weights, WORKSPACE_BYTES, reason=why)
 
     @classmethod
     def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:

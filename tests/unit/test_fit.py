@@ -21,14 +21,14 @@ def plan(room_gib: float, on_gpu: bool = True, **said: Any) -> FitPlan:
 @pytest.mark.parametrize(
     ("room_gib", "placement", "slicing", "tiling"),
     [
-        (15, "device", False, False),
-        (13, "device", True, False),
-        (11.5, "device", True, True),
-        (12.0, "device", True, True),
-        (10, "model_offload", True, False),
-        (8.5, "model_offload", True, True),
-        (6, "group_offload", False, False),
-        (2.6, "group_offload", True, True),
+        (17.5, "device", False, False),
+        (15, "device", True, False),
+        (13, "device", True, True),
+        (12.25, "device", True, True),
+        (10, "model_offload", False, False),
+        (8.5, "model_offload", False, False),
+        (6, "group_offload", True, False),
+        (3.3, "group_offload", True, True),
         (0.5, "cpu", False, False),
     ],
 )
@@ -45,7 +45,7 @@ def test_more_room_is_never_slower() -> None:
 
 
 def test_a_plan_says_why_and_what_would_change_it() -> None:
-    assert "15.00 GiB" in plan(15).reason and "fastest" in plan(15).reason
+    assert "17.50 GiB" in plan(18).reason and "fastest" in plan(18).reason
     assert "more memory or a smaller size" in plan(10).reason
 
 
@@ -58,9 +58,18 @@ def test_what_waits_in_ram_is_counted_there() -> None:
 def test_each_step_can_be_forced() -> None:
     assert plan(100, placement="group_offload").placement == "group_offload"
     assert plan(100, vae_tiling="on").vae_tiling
-    assert not plan(11.5, vae_tiling="off").vae_tiling
+    assert not plan(12.5, vae_tiling="off").vae_tiling
     forced = plan(5, placement="device")
-    assert not forced.fits and "needs 11.50 GiB" in forced.reason
+    assert not forced.fits and "needs 12.25 GiB" in forced.reason
+
+
+def test_a_card_s_peak_is_met_for_each_placement() -> None:
+    """SDXL in bfloat16, 1024x1024, as seen on an H100 (benchmarks/RESULTS.md), in MB with what torch rounds up."""
+    parts = {"unet": 5443, "text_encoder_2": 1470, "text_encoder": 262, "vae": 178}
+    work = Workspace(503, 2416, 2416, 617)
+    for placement, seen in (("device", 12180), ("model_offload", 5962), ("group_offload", 5234)):
+        found = plan_fit(parts, work, room_bytes=80_000, on_gpu=True, placement=placement)  # type: ignore[arg-type]
+        assert found.device_bytes == pytest.approx(seen, rel=0.07), placement
 
 
 def test_on_a_cpu_there_is_nothing_to_offload_to() -> None:

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from lollms_local.errors import LoadError
-from lollms_local.footprint import folder_weights_bytes, read_safetensors, safetensors_bytes, weight_files
+from lollms_local.footprint import (
+    cuda_reserved_bytes,
+    folder_weights_bytes,
+    read_safetensors,
+    safetensors_bytes,
+    weight_files,
+)
 
 
 def write(path: Path, tensors: dict[str, Any], data: bytes) -> Path:
@@ -40,6 +46,35 @@ def test_bytes_equal_the_storages_that_a_load_creates(tmp_path: Path) -> None:
     assert safetensors_bytes(file) == sum(t.nbytes for t in loaded.values())
     halves = sum(t.to(torch.bfloat16).nbytes if t.is_floating_point() else t.nbytes for t in loaded.values())
     assert safetensors_bytes(file, 2) == halves
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reserved_mib"),
+    [
+        ([], 0),
+        ([1] * 4096, 2),  # 512 bytes each
+        ([1] * 4097, 4),
+        ([MIB, MIB], 2),
+        ([MIB + 1], 20),
+        ([8 * MIB, 8 * MIB], 20),
+        ([8 * MIB, 8 * MIB, 8 * MIB], 40),
+        ([8 * MIB, 8 * MIB, 8 * MIB, 3 * MIB], 40),  # the rest of the first segment is used
+        ([10 * MIB], 10),
+        ([11 * MIB], 12),
+    ],
+)
+def test_on_a_card_torch_takes_whole_segments(sizes: list[int], reserved_mib: int) -> None:
+    assert cuda_reserved_bytes(sizes) == reserved_mib * MIB
+
+
+def test_a_file_counts_more_on_a_card(tmp_path: Path) -> None:
+    size = 8 * MIB
+    file = write(tmp_path / "model.safetensors", {"a": tensor("F16", [size // 2], 0, size)}, bytes(size))
+    assert (safetensors_bytes(file), safetensors_bytes(file, 2, on_cuda=True)) == (size, 20 * MIB)
+    assert folder_weights_bytes(tmp_path, dtype_width=4, on_cuda=True) == 16 * MIB
 
 
 @pytest.mark.parametrize(
