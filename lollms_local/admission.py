@@ -42,7 +42,8 @@ class Table:
         self.history: dict[Hashable, History] = {}
         self.pinned: set[Hashable] = set()
         self.decisions: deque[Decision] = deque(maxlen=64)
-        self.floor = 0.0
+        self._latest: Hashable = None
+        self._first_used: float | None = None
 
     def is_idle(self, slot: Slot) -> bool:
         """Whether it may be evicted."""
@@ -87,14 +88,21 @@ class Table:
     def insert(self, request: Request) -> Slot:
         """A row for a model about to be loaded, leased to the request that loads it."""
         now = self.clock()
+        if self._first_used is None:
+            self._first_used = now
         slot = Slot(
             request.key, request.label, request.terms,
             claims=request.predicted or {}, charged=dict(request.needs or {}),
-            history=self.history.setdefault(request.key, History()), floor=self.floor, loaded_at=now, last_used=now,
+            history=self.history.setdefault(request.key, History(now - self._first_used)), loaded_at=now, last_used=now,
         )  # fmt: skip
-        slot.take(request, now)
+        self.take(slot, request)
         self.slots[request.key] = slot
         return slot
+
+    def take(self, slot: Slot, request: Request) -> None:
+        """Count a lease in."""
+        slot.take(request, self.clock(), after_another=self._latest != slot.key)
+        self._latest = slot.key
 
     def correct(self, slot: Slot, measured: Mapping[str, int]) -> None:
         """Charge a loaded model for what it was seen to take, if that is more than predicted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +11,8 @@ __all__ = ["Decision", "Policy", "Resident", "plan_eviction", "score"]
 
 Policy = Literal["cost", "lru"]
 
-GIB = 1 << 30
+#: with more candidates than this, the choice is made one by one: all sets of 12 take some milliseconds to look at
+EXACT_CANDIDATES = 12
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,7 @@ class Resident:
         pinned: it is never evicted.
         last_used: when a job last began or ended with it, in seconds of the manager's clock.
         load_s: what its last load took, in seconds.
-        uses: how often it has been leased since it was first loaded.
-        floor: the score of the latest victim when it was last used; see `score`.
+        interval_s: mean time from one use to the next, runs of uses counted as one.
     """
 
     key: Hashable
@@ -35,21 +36,19 @@ class Resident:
     pinned: bool = False
     last_used: float = 0.0
     load_s: float = 0.0
-    uses: int = 0
-    floor: float = 0.0
+    interval_s: float = 0.0
 
 
 def score(resident: Resident, now: float, policy: Policy = "cost") -> float:
-    """How much it is worth to keep; the lowest leaves first.
+    """How much it is worth to keep.
 
-    "cost" is GreedyDual-Size-Frequency (Cherkasova, HP Labs 1998): seconds of loading that keeping it saves, per GiB
-    that it occupies, above a floor that rises with every eviction. A model nobody asks for keeps its old floor and so
-    ages, however dear it once was. "lru": the longest idle leaves first.
+    "cost": seconds of waiting that its absence would cost per second: what its load took, over the time until it will
+    be wanted. That time is taken to be its usual interval, or its age if it has been idle longer already: so a model
+    that nobody asks for loses its worth, however dear its load is. "lru": the longest idle is worth least.
     """
     if policy == "lru":
         return resident.last_used - now
-    size_gib = max(1, sum(resident.claims.values())) / GIB
-    return resident.floor + max(1, resident.uses) * resident.load_s / size_gib
+    return resident.load_s / max(1.0, resident.interval_s, now - resident.last_used)
 
 
 def plan_eviction(
@@ -57,36 +56,61 @@ def plan_eviction(
 ) -> list[Resident] | None:
     """Choose the models whose removal frees at least `shortfall` bytes in every pool.
 
+    "cost" takes the set whose scores add up to least, whatever the sizes; "lru" the longest idle until it is enough.
+
     Args:
         residents: everything in memory; leased and pinned ones are never chosen.
         shortfall: bytes that are missing, per pool.
         now: seconds of the clock that `last_used` was read from.
 
     Returns:
-        The victims, cheapest first: without any one of them it would not be enough. None if it cannot be enough.
+        The victims, least worth first: without any one of them it would not be enough. None if it cannot be enough.
     """
     missing = {pool: amount for pool, amount in shortfall.items() if amount > 0}
-    candidates = [r for r in residents if not r.leases and not r.pinned]
-    candidates.sort(key=lambda r: (score(r, now, policy), r.last_used))
-    chosen: list[Resident] = []
-    for resident in candidates:
-        short = {pool for pool, amount in missing.items() if _freed(chosen, pool) < amount}
-        if not short:
-            break
-        if any(resident.claims.get(pool, 0) > 0 for pool in short):
-            chosen.append(resident)
-    if not _enough(chosen, missing):
+    candidates = [r for r in residents if not r.leases and not r.pinned and any(r.claims.get(p, 0) for p in missing)]
+    if not _enough(candidates, missing):
         return None
-    # A large victim chosen late can make small ones chosen before it needless: spare what costs most first.
-    for resident in sorted(chosen, key=lambda r: _loss(r, now, policy), reverse=True):
+    worth = {r.key: score(r, now, policy) for r in candidates}
+    if policy == "cost" and len(candidates) <= EXACT_CANDIDATES:
+        chosen = _least_worth(candidates, missing, worth)
+    else:
+        chosen = _one_by_one(candidates, missing, worth, policy)
+    # A large victim chosen late can make small ones chosen before it needless: spare what is worth most first.
+    for resident in sorted(chosen, key=lambda r: worth[r.key], reverse=True):
         rest = [r for r in chosen if r is not resident]
         if _enough(rest, missing):
             chosen = rest
+    return sorted(chosen, key=lambda r: (worth[r.key], r.last_used))
+
+
+def _least_worth(
+    candidates: Sequence[Resident], missing: Mapping[str, int], worth: Mapping[Hashable, float]
+) -> list[Resident]:
+    """The set that is enough and worth least; among equals the one idle longest, then the smallest."""
+    sets = (chosen for count in range(len(candidates) + 1) for chosen in itertools.combinations(candidates, count))
+    return list(
+        min(
+            (chosen for chosen in sets if _enough(chosen, missing)),
+            key=lambda chosen: (sum(worth[r.key] for r in chosen), max((r.last_used for r in chosen), default=0.0)),
+        )
+    )
+
+
+def _one_by_one(
+    candidates: Sequence[Resident], missing: Mapping[str, int], worth: Mapping[Hashable, float], policy: Policy
+) -> list[Resident]:
+    """One after the other until it is enough: the longest idle, or what is worth least per byte."""
+
+    def order(resident: Resident) -> tuple[float, float]:
+        per_byte = worth[resident.key] if policy == "lru" else worth[resident.key] / sum(resident.claims.values())
+        return per_byte, resident.last_used
+
+    chosen: list[Resident] = []
+    for resident in sorted(candidates, key=order):
+        short = {pool for pool, amount in missing.items() if _freed(chosen, pool) < amount}
+        if any(resident.claims.get(pool, 0) > 0 for pool in short):
+            chosen.append(resident)
     return chosen
-
-
-def _loss(resident: Resident, now: float, policy: Policy) -> float:
-    return score(resident, now, policy) if policy == "lru" else max(1, resident.uses) * resident.load_s
 
 
 def _freed(chosen: Sequence[Resident], pool: str) -> int:

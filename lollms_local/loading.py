@@ -13,7 +13,7 @@ from typing import Any
 
 from .admission import Admission, Table
 from .errors import InsufficientMemory
-from .eviction import Decision, score
+from .eviction import Decision
 from .memory import heap_for_loading, readable
 from .residents import Slot, is_out_of_memory
 from .turns import Request
@@ -176,23 +176,17 @@ class Loader:
 
     def _evict(self, request: Request, admission: Admission) -> None:
         """Carry out a plan and keep it for `explain`."""
-        now = self._clock()
         victims = admission.victims
         names = ", ".join(slot.label for slot in victims)
         log.info("%s leaves for %s (%s short).", names, request.label, _in_words(admission.shortfall))
         before = self._free_bytes(admission.shortfall)
         self.close(victims)
-        policy = self._table.policy
         decision = Decision(
-            request.label, admission.at, policy, admission.shortfall, admission.rows,
+            request.label, admission.at, self._table.policy, admission.shortfall, admission.rows,
             tuple(slot.key for slot in victims), before, self._free_bytes(admission.shortfall),
         )  # fmt: skip
-        keys = set(decision.victims or ())
         with self._turns.cond:
             self._table.decisions.append(decision)
-            if policy == "cost":
-                leaving = (score(row, now, policy) for row in admission.rows if row.key in keys)
-                self._table.floor = max(self._table.floor, *leaving)
 
     def close(self, slots: Sequence[Slot]) -> None:
         """Close models that are marked "closing", give their memory back and check that it came."""

@@ -285,8 +285,7 @@ class ModelManager:
             slot.terms = request.terms  # the latest word counts
             self._look_again()
         self._turns.take(request)
-        slot.take(request, self._clock())
-        slot.floor = self._table.floor
+        self._table.take(slot, request)
         return None
 
     def _release(self, slot: Slot, request: Request) -> None:

@@ -51,12 +51,39 @@ class ResidentInfo:
     returned: float | None
 
 
+#: weight of the latest interval between uses against all before it
+LATEST = 0.3
+
+
 @dataclass
 class History:
-    """What is remembered of a model when it is not in memory."""
+    """What is remembered of a model when it is not in memory.
 
+    Attributes:
+        uses: leases so far. returned: see `ResidentInfo`.
+        last_used: when a job last began or ended with it; None = never.
+        unasked_s: how long the manager had been in use when this model was first asked for.
+        interval_s: mean time between uses, the latest weighing most; a run of uses of this model alone is one use.
+            Until there were two it is `unasked_s`.
+    """
+
+    unasked_s: float = 0.0
     uses: int = 0
     returned: float | None = None
+    last_used: float | None = None
+    _mean_s: float | None = None
+
+    @property
+    def interval_s(self) -> float:
+        return self.unasked_s if self._mean_s is None else self._mean_s
+
+    def use(self, now: float, after_another: bool) -> None:
+        """Count a use in; `after_another` says whether another model was used since its last one."""
+        self.uses += 1
+        if self.last_used is not None and after_another:
+            gap = now - self.last_used
+            self._mean_s = gap if self._mean_s is None else self._mean_s + LATEST * (gap - self._mean_s)
+        self.last_used = now
 
 
 @dataclass(eq=False)
@@ -69,7 +96,6 @@ class Slot:
     claims: Mapping[str, int]
     charged: dict[str, int]
     history: History
-    floor: float
     loaded_at: float
     last_used: float
     state: State = "loading"
@@ -88,10 +114,10 @@ class Slot:
         limit = self.terms.concurrency
         return not limit or len(self.users) < limit or caller in self.users
 
-    def take(self, request: Request, now: float) -> None:
+    def take(self, request: Request, now: float, after_another: bool) -> None:
         self.users[request.caller] = self.users.get(request.caller, 0) + 1
         self.holders[request.holder] += 1
-        self.history.uses += 1
+        self.history.use(now, after_another)
         self.last_used = now
 
     def give(self, request: Request, now: float) -> None:
@@ -99,7 +125,7 @@ class Slot:
         if left:
             self.users[request.caller] = left
         self.holders -= Counter({request.holder: 1})
-        self.last_used = now
+        self.last_used = self.history.last_used = now
 
     def due(self, now: float) -> float:
         """Seconds until its idle time is over; infinite for one that stays."""
@@ -114,7 +140,7 @@ class Slot:
     def resident(self, pinned: bool) -> Resident:
         return Resident(
             self.key, self.label, dict(self.charged), self.leases, pinned,
-            self.last_used, self.load_s, self.history.uses, self.floor,
+            self.last_used, self.load_s, self.history.interval_s,
         )  # fmt: skip
 
     def info(self, pinned: bool, now: float) -> ResidentInfo:

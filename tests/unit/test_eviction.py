@@ -43,7 +43,7 @@ def test_every_small_case_frees_enough_and_not_one_too_many_and_spares_leased_an
             rows = [
                 row(
                     f"m{i}", size, leases=int(state == "leased"), pinned=state == "pinned",
-                    load_s=9.0 if i == dear else 1.0, last_used=float(i), uses=1 + i,
+                    load_s=9.0 if i == dear else 1.0, last_used=float(i), interval_s=float(i),
                 )
                 for i, (state, size) in enumerate(combination)
                 if state != "gone"
@@ -84,9 +84,14 @@ def test_the_longest_idle_leaves_first_under_lru() -> None:
     assert [r.key for r in plan_eviction(rows, {"gpu": 5}, 10.0, "lru") or ()] == ["old"]
 
 
-def test_the_cheapest_to_bring_back_per_byte_leaves_first_under_cost() -> None:
-    rows = [row("dear", 10, load_s=60), row("often", 10, load_s=1, uses=30), row("cheap", 10, load_s=1)]
+def test_what_costs_least_waiting_leaves_first_under_cost() -> None:
+    rows = [
+        row("dear", 10, load_s=60, interval_s=30),
+        row("often", 10, load_s=1, interval_s=2),
+        row("cheap", 10, load_s=1, interval_s=30),
+    ]
     assert [r.key for r in plan_eviction(rows, {"gpu": 25}, 0.0) or ()] == ["cheap", "often", "dear"]
+    assert [r.key for r in plan_eviction(rows, {"gpu": 15}, 0.0) or ()] == ["cheap", "often"]
 
 
 def test_a_large_cheap_model_leaves_instead_of_several_dear_ones() -> None:
@@ -99,6 +104,28 @@ def test_a_model_that_holds_nothing_of_the_short_pool_stays() -> None:
     assert [r.key for r in plan_eviction(rows, {"gpu": 10}, 0.0) or ()] == ["right"]
 
 
-def test_a_floor_that_rose_outweighs_an_old_score() -> None:
-    old, fresh = row("old", 1 << 30, load_s=5), row("fresh", 1 << 30, load_s=1, floor=5)
-    assert score(old, 0.0) == 5 and score(fresh, 0.0) == 6
+def test_a_model_nobody_asks_for_loses_its_worth_however_dear_it_is() -> None:
+    old, fresh = row("old", 10, load_s=50, interval_s=10), row("fresh", 10, load_s=1, interval_s=10, last_used=990)
+    assert score(old, 5.0) == 5 > score(fresh, 1000.0) == 0.1 > score(old, 1000.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    facts=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6),
+    short=st.integers(1, 120),
+)
+def test_no_other_set_that_is_enough_is_worth_less(facts: list[tuple[int, int, int]], short: int) -> None:
+    rows = [row(f"m{i}", gpu, load_s=float(s), last_used=float(used)) for i, (gpu, s, used) in enumerate(facts)]
+    plan = plan_eviction(rows, {"gpu": short}, 10.0)
+    if plan is None:
+        return
+    taken = sum(score(r, 10.0) for r in plan)
+    for count in range(1, len(rows) + 1):
+        for other in itertools.combinations(rows, count):
+            assert freed(list(other)) < short or sum(score(r, 10.0) for r in other) >= taken - 1e-9
+
+
+def test_among_very_many_models_the_plan_is_still_enough_and_has_no_victim_too_many() -> None:
+    rows = [row(f"m{i}", 5 + i % 7, load_s=1 + i % 5, last_used=float(i % 11)) for i in range(40)]
+    for short in (1, 30, 150):
+        check(rows, {"gpu": short}, "cost")
