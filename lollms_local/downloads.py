@@ -70,11 +70,15 @@ class DownloadPlan:
         files: every file.
         revision: the commit or version.
         overhead_bytes: room needed besides the files while it runs (the wheel they come in).
+        licence: what the source says; "" = nothing.
+        gated: the source asks for a login and an accepted licence.
     """
 
     files: tuple[PlannedFile, ...]
     revision: str = ""
     overhead_bytes: int = 0
+    licence: str = ""
+    gated: bool = False
 
     @property
     def total_bytes(self) -> int:

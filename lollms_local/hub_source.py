@@ -71,7 +71,12 @@ class HubSource:
             for s in info.siblings or ()
         )
         chosen = _by_rules(spec, every) if spec.files else usual_files(spec, every)
-        return DownloadPlan(tuple(chosen), str(info.sha or spec.origin.version or "main"))
+        return DownloadPlan(
+            tuple(chosen),
+            str(info.sha or spec.origin.version or "main"),
+            licence=next((t.removeprefix("license:") for t in info.tags or () if t.startswith("license:")), ""),
+            gated=bool(info.gated),
+        )
 
     def fetch(self, spec: ModelSpec, plan: DownloadPlan, folder: Path, report: Report, token: str) -> None:
         """Fetch each file into `folder`; what is there whole is not fetched again, a part is continued."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .. import weights
 from ..catalog import ModelSpec
-from ..devices import select_device
-from ..engines import missing_packages
-from ..errors import Cancelled, LocalModelError, UnsupportedRequest
+from ..errors import Cancelled, LocalModelError, ModelNotFound, UnsupportedRequest
 from ..modalities.base import MODALITIES, Modality
 from ..runtime import get_runtime
+from .offers import Offer, known_bytes, offers, record, refuse_full_disk, rows, show
 from .output import AsJson, print_json, print_table, size
 from .progress import Bars
 
@@ -42,16 +40,16 @@ def list_models(
     """Models of the catalogue and those found in the models folder."""
     runtime = get_runtime()
     wanted = _modality(modality)
-    rows = [row for m in ([wanted] if wanted else MODALITIES) for row in runtime.models(m)]
-    rows = [(s, here) for s, here in rows if (here or not downloaded) and (not model_set or model_set in s.sets)]
+    found = [row for m in ([wanted] if wanted else MODALITIES) for row in runtime.models(m)]
+    found = [(s, here) for s, here in found if (here or not downloaded) and (not model_set or model_set in s.sets)]
     if as_json:
-        print_json([_record(spec, here) for spec, here in rows])
+        print_json([record(spec, here) for spec, here in found])
         return
     print_table(
         ("ID", "MODALITY", "ENGINE", "SIZE", "HERE", "LICENCE", "SETS"),
         [
-            (s.id, s.modality, s.engine, size(_known_bytes(s)), "yes" if here else "", s.licence, " ".join(s.sets))
-            for s, here in rows
+            (s.id, s.modality, s.engine, size(known_bytes(s)), "yes" if here else "", s.licence, " ".join(s.sets))
+            for s, here in found
         ],
     )
 
@@ -77,43 +75,53 @@ def download_models(
 ) -> None:
     """Plan, ask, fetch. Raises LocalModelError, typer.Exit and typer.Abort."""
     folder = get_runtime().models_dir
-    missing = [spec for spec in specs if not weights.is_downloaded(spec, folder)]
-    plans = {spec.id: weights.plan(spec, token=token) for spec in missing}
-    if not missing and not as_json:
+    made = offers(specs, folder, token)
+    failures = {offer.spec.id: offer.problem for offer in made if offer.problem}
+    if len(specs) == 1 and made[0].problem:
+        raise made[0].problem
+    if not any(offer.plan for offer in made) and not failures and not as_json:
         typer.echo(f"{', '.join(spec.id for spec in specs)}: already in {folder}")
         return
-    if not quiet and not as_json:
-        _show_plan(specs, plans, folder)
-    if dry_run:
-        if as_json:
-            print_json([_planned(spec, plans.get(spec.id), folder) for spec in specs])
-        return
-    if missing and not yes and not as_json and not typer.confirm("Fetch them?", default=True):
-        raise typer.Abort()
-    failures = _fetch_all(missing, plans, folder, token, quiet or as_json)
-    if as_json:
-        problems = {spec.id: exc.message for spec, exc in failures}
-        print_json([{**_record(s, weights.is_downloaded(s, folder)), "error": problems.get(s.id, "")} for s in specs])
-    for spec, exc in failures:
-        typer.secho(f"{spec.id}: {exc}", fg="red", err=True)
+    if dry_run and as_json:
+        print_json(rows(made, folder))
+    elif not as_json and (dry_run or not quiet):
+        show(made, folder, token)
+    if not dry_run or not as_json:
+        refuse_full_disk(made, folder)
+    if not dry_run:
+        _ask_and_fetch(made, folder, token, yes=yes, quiet=quiet, as_json=as_json, failures=failures)
     if failures:
         raise typer.Exit(1)
 
 
-def _fetch_all(
-    missing: list[ModelSpec], plans: dict[str, weights.DownloadPlan], folder: Path, token: str, quiet: bool
-) -> list[tuple[ModelSpec, LocalModelError]]:
-    """Every model, also after one has failed."""
-    failures: list[tuple[ModelSpec, LocalModelError]] = []
-    with Bars(quiet=quiet, total_bytes=sum(plan.total_bytes for plan in plans.values())) as bars:
-        for spec in missing:
+def _ask_and_fetch(
+    made: list[Offer],
+    folder: Path,
+    token: str,
+    *,
+    yes: bool,
+    quiet: bool,
+    as_json: bool,
+    failures: dict[str, LocalModelError],
+) -> None:
+    """Every model, also after one has failed; what fails is added to `failures`."""
+    wanted = [offer for offer in made if offer.plan]
+    if wanted and not yes and not as_json and not typer.confirm("Fetch them?", default=True):
+        raise typer.Abort()
+    total = sum(offer.plan.total_bytes for offer in wanted if offer.plan)
+    with Bars(quiet=quiet or as_json, total_bytes=total) as bars:
+        for offer in wanted:
             try:
-                weights.fetch(spec, folder, on_progress=bars.follow(spec.id), token=token)
+                weights.fetch(offer.spec, folder, on_progress=bars.follow(offer.spec.id), token=token)
             except Cancelled:
                 raise
             except LocalModelError as exc:
-                failures.append((spec, exc))
-    return failures
+                failures[offer.spec.id] = exc
+                typer.secho(f"{offer.spec.id}: {exc}", fg="red", err=True)
+    if as_json:
+        problems = {name: exc.message for name, exc in failures.items()}
+        here = {offer.spec.id: weights.is_downloaded(offer.spec, folder) for offer in made}
+        print_json([{**record(o.spec, here[o.spec.id]), "error": problems.get(o.spec.id, "")} for o in made])
 
 
 @group.command("verify")
@@ -174,12 +182,25 @@ def choose(ids: list[str], modality: str, model_set: str) -> list[ModelSpec]:
     if not ids and not wanted and not model_set:
         raise UnsupportedRequest("No model was named.", hint="Give ids, --set starter, or --modality.")
     if ids:
-        specs = [runtime.resolve(name, wanted) if wanted else runtime.catalog.get(name) for name in ids]
+        specs = [runtime.resolve(name, wanted) if wanted else _of_any_modality(name) for name in ids]
     else:
         specs = runtime.catalog.select(modality=wanted, model_set=model_set)
         if not specs:
             raise UnsupportedRequest(f"The set {model_set!r} has no such model.", hint="See: lollms-local models list")
     return list({spec.id: spec for spec in specs}.values())
+
+
+def _of_any_modality(name: str) -> ModelSpec:
+    catalog = get_runtime().catalog
+    try:
+        return catalog.get(name)
+    except ModelNotFound as exc:
+        if name.count("/") != 1 or name.startswith("/"):
+            raise
+        raise UnsupportedRequest(
+            f"{name} is not in the catalogue, so nobody has said what it is for.",
+            hint=f"Say it, for instance: {name} --modality llm. There are {', '.join(MODALITIES)}.",
+        ) from exc
 
 
 def _modality(text: str) -> Modality | None:
@@ -190,64 +211,3 @@ def _modality(text: str) -> Modality | None:
         if word == known:
             return known
     raise UnsupportedRequest(f"There is no modality {text!r}.", hint=f"There are {', '.join(MODALITIES)}.")
-
-
-def _known_bytes(spec: ModelSpec) -> int:
-    return sum(rule.bytes for rule in spec.files)
-
-
-def _record(spec: ModelSpec, here: bool) -> dict[str, Any]:
-    return {
-        "id": spec.id,
-        "modality": spec.modality,
-        "engine": spec.engine,
-        "title": spec.title,
-        "description": spec.description,
-        "source": spec.source,
-        "licence": spec.licence,
-        "gated": spec.gated,
-        "sets": spec.sets,
-        "bytes": _known_bytes(spec),
-        "downloaded": here,
-        "verified": spec.verified,
-    }
-
-
-def _planned(spec: ModelSpec, plan: weights.DownloadPlan | None, folder: Path) -> dict[str, Any]:
-    return {
-        **_record(spec, plan is None),
-        "fetch_bytes": plan.total_bytes if plan else 0,
-        "files": [{"path": f.path, "bytes": f.bytes} for f in plan.files] if plan else [],
-        "runs": _how_it_runs(spec, plan),
-        "free_disk_bytes": _free_disk(folder),
-    }
-
-
-def _show_plan(specs: list[ModelSpec], plans: dict[str, weights.DownloadPlan], folder: Path) -> None:
-    rows = []
-    for spec in specs:
-        plan = plans.get(spec.id)
-        licence = spec.licence + (" (gated)" if spec.gated else "")
-        fetch = size(plan.total_bytes) if plan else "is here"
-        rows.append((spec.id, fetch, licence, _how_it_runs(spec, plan), "" if spec.verified else "not tried by us"))
-    print_table(("MODEL", "TO FETCH", "LICENCE", "ON THIS MACHINE", "NOTE"), rows)
-    total = sum(plan.total_bytes for plan in plans.values())
-    typer.echo(
-        f"{size(total) if plans else 'Nothing'} to fetch into {folder}; {size(_free_disk(folder))} are free there."
-    )
-
-
-def _how_it_runs(spec: ModelSpec, plan: weights.DownloadPlan | None) -> str:
-    """In words: the device, about how much memory, and what is missing. After the download `plan` says it exactly."""
-    missing = missing_packages(spec.engine)
-    if missing:
-        return f"needs {', '.join(missing)}"
-    device = select_device("auto")
-    weigh = plan.total_bytes if plan else _known_bytes(spec)
-    return f"{device.torch_name}, about {size(weigh)} of memory and some to work in"
-
-
-def _free_disk(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -74,6 +74,34 @@ def test_a_gated_model_opens_with_HF_TOKEN_and_says_so_without(hub: FakeHub, tmp
     assert "good" not in out and not [p for p in tmp_path.rglob("*.json") if "good" in p.read_text()]
 
 
+def test_a_dry_run_says_all_before_the_first_byte(hub: FakeHub, tmp_path: Path) -> None:
+    hub.gated = True
+    models = tmp_path / "models"
+    code, out, err = run(hub, models, *ARGUMENTS[:3], "--dry-run")
+    assert code == 0, err
+    assert "2.0 MB" in out and "mit (gated)" in out and "not tried by us" in out
+    assert "about 2.4 MB of" in out and f"fetch into {models}" in out and "are free there" in out
+    assert "accept its licence at https://huggingface.co/some/net and set HF_TOKEN first" in out
+    assert hub.gets == 0 and not models.exists()
+    code, out, err = run(hub, models, *ARGUMENTS[:3], "--dry-run", "--json", HF_TOKEN="good")
+    (row,) = json.loads(out)
+    assert row["fetch_bytes"] == sum(map(len, FILES.values())) and row["licence"] == "mit" and row["gated"] is True
+    assert row["runs"]["verdict"] == "fits" and row["runs"]["memory_bytes"] > len(CONTENT)
+    assert hub.gets == 0 and not models.exists()
+
+
+def test_of_a_set_what_the_hub_does_not_have_does_not_stop_the_others(hub: FakeHub, tmp_path: Path) -> None:
+    code, out, err = run(hub, tmp_path / "models", "--set", "cpu", "--dry-run")
+    assert code == 1 and "Traceback" not in err
+    assert "piper-en-us-joe-medium  63.2 MB" in out and "CC0-1.0" in out
+    assert "whisper-base: The hub has no model Systran/faster-whisper-base" in err
+
+
+def test_a_repository_alone_asks_what_it_is_for(hub: FakeHub, tmp_path: Path) -> None:
+    code, _, err = run(hub, tmp_path / "models", "some/net", "--dry-run")
+    assert code == 1 and "--modality" in err and hub.requests == 0
+
+
 def test_HF_HUB_OFFLINE_means_that_nothing_is_asked(hub: FakeHub, tmp_path: Path) -> None:
     code, _, err = run(hub, tmp_path / "models", *ARGUMENTS, HF_HUB_OFFLINE="1")
     assert code == 1 and "HF_HUB_OFFLINE" in err and "Traceback" not in err

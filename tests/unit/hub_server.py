@@ -32,7 +32,7 @@ class FakeHub:
         wrong: names whose content arrives altered.
         ignores_ranges: whoever asks for the rest gets the whole.
         excess: bytes that come after the end of each file.
-        gated: everything is refused as the hub does for a gated model, unless the token "good" is sent.
+        gated: files are refused as the hub does for a gated model, unless the token "good" is sent.
         ranges: the Range headers that were seen, to show that a download went on where it stopped.
     """
 
@@ -64,7 +64,9 @@ class FakeHub:
                 digest = hashlib.sha256(content).hexdigest()
                 row["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
             rows.append(row)
-        return json.dumps({"id": "some/net", "sha": COMMIT, "siblings": rows, "tags": [], "private": False}).encode()
+        gated = "manual" if self.gated else False
+        said = {"id": "some/net", "sha": COMMIT, "tags": ["license:mit"], "private": False, "gated": gated}
+        return json.dumps({**said, "siblings": rows}).encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -87,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.hub.status:
             self._send(self.hub.status, b"", {"X-Error-Code": self.hub.error_code} if self.hub.error_code else {})
-        elif self.hub.gated and self.headers.get("Authorization") != "Bearer good":
+        elif self.hub.gated and "/resolve/" in self.path and self.headers.get("Authorization") != "Bearer good":
             self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
         elif re.match(r"/api/models/some/net(/revision/[^/?]+)?(\?|$)", self.path):
             self._send(200, self.hub.info(), {"Content-Type": "application/json"})

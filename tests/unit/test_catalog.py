@@ -10,6 +10,7 @@ import pytest
 from lollms_local.catalog import Catalog, ModelSpec, Source, builtin_catalog_path
 from lollms_local.engines import ENGINES, engine_class
 from lollms_local.errors import CatalogError, ModelNotFound
+from lollms_local.modalities.base import MODALITIES
 from lollms_local.options import Options
 from lollms_local.safety import is_safe_name
 
@@ -137,3 +138,16 @@ def option_names(spec: ModelSpec) -> set[str]:
     module = importlib.import_module(f"lollms_local.modalities.{WORDS[spec.modality]}")
     classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Options)]
     return {name for c in (*classes, engine_class(spec.engine).load_options) for name in c.model_fields}
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [("starter", {"tti", "ttv", "ttm"}), ("cpu", {"ttv"}), *((f"gpu-{n}gb", set()) for n in (8, 12, 24))],
+)
+def test_a_named_set_brings_what_it_promises_and_nothing_is_in_a_set_that_nobody_can_name(
+    shipped: Catalog, name: str, lacks: set[str]
+) -> None:
+    chosen = shipped.select(model_set=name)
+    assert {spec.modality for spec in chosen} == set(MODALITIES) - lacks
+    assert not any(spec.gated for spec in chosen), "a set that stops at a login is none"
+    assert {s for spec in shipped for s in spec.sets} == {"starter", "cpu", "gpu-8gb", "gpu-12gb", "gpu-24gb"}

@@ -16,8 +16,10 @@ import pytest
 from lollms_local import cli
 from lollms_local.catalog import Catalog
 from lollms_local.cli import doctor
+from lollms_local.cli.forecast import forecast
+from lollms_local.devices import Device
 from lollms_local.errors import Cancelled
-from lollms_local.runtime import Runtime, Settings, set_runtime
+from lollms_local.runtime import Runtime, Settings, get_runtime, set_runtime
 
 from .wheels import make_wheel, only_this_index, rule, spec_of
 
@@ -76,6 +78,51 @@ def test_dry_run_stops_before_the_first_byte(world: Path, capsys: pytest.Capture
     (planned,) = call_json(capsys, "models", "download", "fake", "--dry-run") if capsys.readouterr() else [{}]
     assert planned["fetch_bytes"] == len(CONTENT) and planned["free_disk_bytes"] > 0
     assert planned["files"] == [{"path": "net.gguf", "bytes": len(CONTENT)}]
+
+
+def test_a_disk_that_is_too_small_for_all_is_refused_before_anything_is_asked_or_fetched(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (spec,) = get_runtime().catalog
+    rules = tuple(rule.model_copy(update={"bytes": 1 << 60}) for rule in spec.files)
+    huge = spec.model_copy(update={"id": "huge", "files": rules})
+    set_runtime(Runtime(Settings(models_dir=str(world)), catalog=Catalog([spec, huge])))
+    for how in (["--yes"], ["--dry-run"], ["--yes", "--json"]):
+        assert call("models", "download", "--set", "starter", *how) == 1
+        shown = capsys.readouterr()
+        assert "are free" in shown.out + shown.err and "LOLLMS_LOCAL_MODELS_DIR" in shown.out + shown.err
+    assert not world.exists()
+    assert call("models", "download", "huge", "--dry-run") == 1
+    assert "TOO LARGE for this machine" in capsys.readouterr().out
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("engine", "files_gib", "card_gib", "verdict", "device"),
+    [
+        ("llama_cpp", 4, 8, "fits", "cuda:0"),
+        ("llama_cpp", 10, 8, "in part", "cuda:0"),
+        ("diffusers_image", 10, 8, "in part", "cuda:0"),
+        ("bark", 10, 8, "on the CPU", "cpu"),
+        ("bark", 30, 8, "too large", "cuda:0"),
+        ("llama_cpp", 30, 8, "too large", "cuda:0"),
+        ("piper", 1, 8, "fits", "cpu"),
+        ("llama_cpp", 4, 0, "fits", "cpu"),
+        ("llama_cpp", 15, 0, "too large", "cpu"),
+        ("llama_cpp", 0, 8, "unknown", "cuda:0"),
+    ],
+)
+def test_the_forecast_says_where_a_model_will_run(
+    engine: str, files_gib: int, card_gib: int, verdict: str, device: str
+) -> None:
+    spec = spec_of(rule("x", b"", "x")).model_copy(update={"engine": engine})
+    best = Device("cuda") if card_gib else Device("cpu")
+    made = forecast(spec, files_gib * GIB, best, {"cuda:0": card_gib * GIB, "ram": 16 * GIB}.__getitem__)
+    assert (made.verdict, made.device) == (verdict, device)
+    assert verdict == "unknown" or "GB of " in made.words
+    assert "pip install 'lollms-local[" in forecast(spec, GIB, best, lambda pool: GIB, ("x",)).words
 
 
 def test_download_list_path_verify_remove(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
