@@ -74,6 +74,33 @@ class Table:
             return [self.slots[row.key] for row in plan]
         return [s for s in self.slots.values() if self.is_idle(s) and over.keys() & s.charged.keys()]
 
+    def short(self, needs: Mapping[str, int]) -> dict[str, int]:
+        """Bytes that are missing as things are, for those pools where some are."""
+        missing = {pool: count - self.available(pool) for pool, count in needs.items()}
+        return {pool: count for pool, count in missing.items() if count > 0}
+
+    def trim(self, short: Mapping[str, int]) -> dict[str, int]:
+        """Have idle models give up what they can work without, if that alone makes enough room; bytes by label.
+
+        They may not take it again while they are loaded, so they are charged for less from then on. It takes no time,
+        so it is done with the lock held: nobody can come to use such a model meanwhile.
+        """
+        idle = sorted((s for s in self.slots.values() if self.is_idle(s)), key=lambda s: s.last_used)
+        spare = {slot.key: slot.spare() for slot in idle}
+        chosen: list[Slot] = []
+        missing = dict(short)
+        for slot in idle:
+            if any(missing[pool] > 0 and spare[slot.key].get(pool) for pool in missing):
+                chosen.append(slot)
+                missing = {pool: count - spare[slot.key].get(pool, 0) for pool, count in missing.items()}
+        if not chosen or any(count > 0 for count in missing.values()):
+            return {}
+        for slot in chosen:
+            slot.model.trim()
+            for pool, count in spare[slot.key].items():
+                slot.charged[pool] = max(0, slot.charged.get(pool, 0) - count)
+        return {slot.label: sum(spare[slot.key].values()) for slot in chosen}
+
     def rows(self) -> list[Resident]:
         """What could be chosen from."""
         return [s.resident(s.key in self.pinned) for s in self.slots.values() if s.state == "ready"]

@@ -131,6 +131,7 @@ class Decision:
         policy, shortfall, residents: the arguments of `plan_eviction`.
         victims: keys of what was evicted; None if nothing could make enough room, and nothing was touched.
         free_before, free_after: bytes free in the pools concerned as the device reported them; empty for a refusal.
+        trimmed: what was given back without a model leaving, and its bytes. Such a decision has no victims.
     """
 
     wanted: str
@@ -141,6 +142,7 @@ class Decision:
     victims: tuple[Hashable, ...] | None
     free_before: Mapping[str, int] = field(default_factory=dict)
     free_after: Mapping[str, int] = field(default_factory=dict)
+    trimmed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[Hashable, float]:

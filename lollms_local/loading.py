@@ -39,10 +39,11 @@ class Loader:
     Args:
         table: what is in memory.
         give_back: collects garbage and returns freed memory; called once per batch of closed models.
+        empty_cache: returns what an allocator keeps of a pool without use, and says how many bytes that were.
     """
 
-    def __init__(self, table: Table, give_back: Callable[[], None]) -> None:
-        self._table, self._give_back = table, give_back
+    def __init__(self, table: Table, give_back: Callable[[], None], empty_cache: Callable[[str], int]) -> None:
+        self._table, self._give_back, self._empty_cache = table, give_back, empty_cache
         self._turns, self._clock = table.turns, table.clock
 
     # --- in ---------------------------------------------------------------------------------------------------
@@ -54,6 +55,7 @@ class Loader:
             if request.needs is None:
                 request.predicted = {pool: count for pool, count in request.claims().items() if count > 0}
                 request.needs = self._table.needs(request.key, request.predicted)
+            self._trim(request)
             slot = self._make_room(request)
             if slot is not None:
                 self._fill(slot, request)
@@ -63,6 +65,27 @@ class Loader:
             with self._turns.cond:
                 self._turns.loader = self._turns.torch_loader = None
                 self._turns.cond.notify_all()
+
+    def _trim(self, request: Request) -> None:
+        """If room is missing, give back first what no model need leave for: allocators' caches, then models' reserves."""
+        table, needs = self._table, request.needs or {}
+        with self._turns.cond:
+            short = table.short(needs)
+        if not short:
+            return
+        before = self._free_bytes(short)
+        caches = {f"allocator cache of {pool}": self._empty_cache(pool) for pool in short}
+        trimmed = {name: count for name, count in caches.items() if count > 0}
+        with self._turns.cond:
+            left = table.short(needs)
+            trimmed.update(table.trim(left) if left else {})
+        if not trimmed:
+            return
+        log.info("Given back for %s: %s.", request.label, _in_words(trimmed))
+        after = self._free_bytes(short)
+        with self._turns.cond:
+            rows, now = tuple(table.rows()), self._clock()
+            table.decisions.append(Decision(request.label, now, table.policy, {}, rows, (), before, after, trimmed))
 
     def _make_room(self, request: Request) -> Slot | None:
         """Evict until it fits, and put a row for it into the table. All turns are taken before anything is evicted."""

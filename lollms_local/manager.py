@@ -39,6 +39,11 @@ M = TypeVar("M")
 R = TypeVar("R")
 
 
+def _nothing(pool: str) -> int:
+    """An allocator without a cache."""
+    return 0
+
+
 class _RanOut(Exception):
     """Memory ran out while a leased model worked."""
 
@@ -53,6 +58,7 @@ class ModelManager:
         wait_s: longest wait for a model, or room, that other jobs hold.
         clock: for ages and idle times.
         give_back: collects garbage and returns freed memory to the system; once per batch of closed models.
+        empty_cache: gives back what allocators keep of a pool without use, and tells the bytes; default: as for `own`.
         policy: what leaves first; see `eviction.score`.
         own: bytes this process really has of a pool; default: measured if `memory` is, else not asked.
         ledger: measured sizes of earlier loads; default: those of this manager.
@@ -69,6 +75,7 @@ class ModelManager:
         wait_s: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
         give_back: Callable[[], None] = memory_module.give_back,
+        empty_cache: Callable[[str], int] | None = None,
         policy: Policy = "cost",
         own: Callable[[str], int] | None = None,
         ledger: Ledger | None = None,
@@ -77,10 +84,12 @@ class ModelManager:
     ) -> None:
         if own is None and memory is pool_memory:
             own = own_bytes
+        if empty_cache is None:
+            empty_cache = memory_module.empty_cache if memory is pool_memory else _nothing
         self._table = Table(
             Pools(memory, dict(budgets or {}), headroom_bytes, own), turns, policy, clock, ledger or Ledger()
         )
-        self._loader = Loader(self._table, give_back)
+        self._loader = Loader(self._table, give_back, empty_cache)
         self._turns, self._wait_s, self._clock = turns, wait_s, clock
         self._closed = False
         self._timer = IdleTimer(self._due_s, self.sweep, turns.cond) if timer else None

@@ -13,7 +13,16 @@ from typing import Any
 
 from .devices import GIB, Memory, pool_memory
 
-__all__ = ["Charge", "Pools", "default_headroom", "give_back", "heap_for_loading", "own_bytes", "readable"]
+__all__ = [
+    "Charge",
+    "Pools",
+    "default_headroom",
+    "empty_cache",
+    "give_back",
+    "heap_for_loading",
+    "own_bytes",
+    "readable",
+]
 
 MIB = 1 << 20
 
@@ -55,6 +64,29 @@ def _empty_torch_caches(torch: Any) -> None:
         torch.cuda.empty_cache()
     elif sys.platform == "darwin" and hasattr(torch, "mps") and torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+def empty_cache(pool: str) -> int:
+    """Give back what allocators of this process keep of a pool without use; how many bytes came back.
+
+    Of a card: torch's cache, if there is any (to empty it waits for what the card computes now). RAM: the heap's.
+    """
+    if pool == "ram":
+        libc = _glibc()
+        if libc is None:
+            return 0
+        before = own_bytes(pool)
+        libc.malloc_trim(0)
+        return max(0, before - own_bytes(pool))
+    torch: Any = sys.modules.get("torch")
+    if not _cuda_in_use(torch):
+        return 0
+    index = int(pool.partition(":")[2] or 0)
+    before = own_bytes(pool)
+    if before <= torch.cuda.memory_allocated(index):
+        return 0
+    torch.cuda.empty_cache()
+    return max(0, before - own_bytes(pool))
 
 
 def _cuda_in_use(torch: Any) -> bool:

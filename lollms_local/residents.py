@@ -134,6 +134,10 @@ class Slot:
             return threading.TIMEOUT_MAX
         return idle if self.users or self.state == "loading" else self.last_used + idle - now
 
+    def spare(self) -> Mapping[str, int]:
+        """Bytes per pool that the model could do without; most engines have none. See `engines.Trimmable`."""
+        return self.model.spare_bytes if hasattr(self.model, "trim") else {}
+
     def charge(self, pool: str) -> Charge:
         return Charge(self.charged.get(pool, 0), self.measured.get(pool, 0))
 

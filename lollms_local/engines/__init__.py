@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -20,7 +21,7 @@ from ..errors import CatalogError, EngineNotInstalled
 from ..footprint import Footprint
 from ..modalities.base import LoadOptions, Modality
 
-__all__ = ["ENGINES", "Engine", "EngineRow", "engine_class", "engine_row", "missing_packages"]
+__all__ = ["ENGINES", "Engine", "EngineRow", "Trimmable", "engine_class", "engine_row", "missing_packages"]
 
 
 @runtime_checkable
@@ -61,6 +62,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give everything back. Idempotent; no method may be called afterwards."""
+        ...
+
+
+class Trimmable(Protocol):
+    """What an engine offers besides, if a loaded model can work on with less memory. Both are asked for while nobody
+    uses the model, and with the manager's lock held: they must return at once."""
+
+    @property
+    def spare_bytes(self) -> Mapping[str, int]:
+        """Bytes per pool, of those that `footprint` asked for, that `trim` would give up for good."""
+        ...
+
+    def trim(self) -> None:
+        """Give them up: free them, and do not take them again."""
         ...
 
 

@@ -7,7 +7,7 @@ process's file descriptors, and ends the process when a grammar is wrong. The pi
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +184,18 @@ class LlamaCppChat:
     def cached_states(self) -> tuple[int, int]:
         """Saved states of other conversations, and their bytes."""
         return len(self._cache), self._cache.nbytes
+
+    @property
+    def spare_bytes(self) -> Mapping[str, int]:
+        """RAM kept for states of other conversations and not used so far; see `engines.Trimmable`.
+
+        States that are held stay: on a CPU a long prompt takes longer to read again than most models to load.
+        """
+        return {"ram": max(0, self._cache.limit_bytes - self._cache.nbytes)}
+
+    def trim(self) -> None:
+        """Keep no more states than there are."""
+        self._cache.limit_bytes = self._cache.nbytes
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text; nothing is added."""

@@ -178,6 +178,20 @@ def test_saved_states_stay_within_their_bound(tiny: Path) -> None:
         assert 1 <= model.cached_states[0] < 11
 
 
+def test_a_trimmed_model_keeps_the_states_it_has_and_takes_no_more_memory(tiny: Path) -> None:
+    with opened(tiny) as model:
+        chat(model, LONG)
+        chat(model, LONG[::-1])
+        states, held = model.cached_states
+        assert states and model.spare_bytes["ram"] == sum(model._sizes.kv_bytes(4096)) - held
+        model.trim()
+        assert model.cached_states == (states, held) and model.spare_bytes["ram"] == 0
+        assert chat(model, LONG).cached_tokens > 40
+        for number in range(4):
+            chat(model, f"{number} {LONG * 2}", n_predict=1)
+            assert model.cached_states[1] <= held
+
+
 def test_a_state_that_was_put_aside_goes_on_as_if_it_had_stayed(tiny: Path) -> None:
     with opened(tiny) as model:
         first = ask(model, LONG, n_predict=40).text

@@ -263,3 +263,74 @@ def test_other_errors_are_raised_as_they_are_and_run_once(device: VirtualDevice,
     with pytest.raises(ValueError, match="bad input"):
         manager.call("a", work, **a.plan())
     assert calls == [1] and manager.unload("a")
+
+
+class _Frugal:
+    """A model of the virtual device that can work with less."""
+
+    def __init__(self, kind: Kind, spare: int) -> None:
+        self.model, self.spare, self.trims = kind.load(), spare, 0
+
+    @property
+    def spare_bytes(self) -> dict[str, int]:
+        return {"gpu": self.spare}
+
+    def trim(self) -> None:
+        self.model.device.give("gpu", self.spare)
+        self.model.sizes["gpu"] -= self.spare
+        self.spare = 0
+        self.trims += 1
+
+    def close(self) -> None:
+        self.model.close()
+
+
+def _frugal(manager: ModelManager, kind: Kind, spare: int) -> _Frugal:
+    models: list[_Frugal] = []
+    load = lambda: models.append(_Frugal(kind, spare)) or models[-1]  # noqa: E731
+    with manager.lease(kind.name, label=kind.name, claims=lambda: kind.claims, load=load):
+        return models[0]
+
+
+def test_what_a_model_can_do_without_goes_before_any_model(device: VirtualDevice, manager: ModelManager) -> None:
+    chat = _frugal(manager, Kind(device, "chat", 60), spare=20)
+    Kind(device, "b", 65).touch(manager)
+    assert chat.trims == 0 and device.log[-2:] == ["close chat", "load b"], "20 bytes are not enough, so none are taken"
+    manager.unload_idle()
+    chat = _frugal(manager, Kind(device, "chat", 60), spare=20)
+    Kind(device, "c", 50).touch(manager)
+    assert chat.trims == 1 and device.log[-1] == "load c" and chat.model.closed == 0
+    decision = manager.explain()[-1]
+    assert decision.trimmed == {"chat": 20} and decision.victims == decision.replay() == ()
+    assert (decision.free_before, decision.free_after) == ({"gpu": 40}, {"gpu": 60})
+    assert [row.charged for row in manager.snapshot()] == [{"gpu": 40}, {"gpu": 50}]
+    assert manager.unload("chat") and device.used["gpu"] == 50
+
+
+def test_a_model_in_use_or_pinned_gives_nothing_up(device: VirtualDevice, manager: ModelManager) -> None:
+    chat = _frugal(manager, Kind(device, "chat", 60), spare=20)
+    manager.pin("chat")
+    with pytest.raises(InsufficientMemory):
+        Kind(device, "b", 50).touch(manager)
+    manager.pin("chat", False)
+    with manager.lease("chat", label="chat", claims=dict, load=lambda: None), pytest.raises(InsufficientMemory):
+        Kind(device, "b", 50).touch(manager)
+    assert chat.trims == 0
+
+
+def test_the_allocators_cache_goes_before_any_model(device: VirtualDevice) -> None:
+    cached = 30
+    device.used["gpu"] += cached
+
+    def empty_cache(pool: str) -> int:
+        nonlocal cached
+        got, cached = cached, 0
+        device.give(pool, got)
+        return got
+
+    manager = device.manager(empty_cache=empty_cache)
+    Kind(device, "a", 40).touch(manager)
+    assert cached == 30, "there was room"
+    Kind(device, "b", 60).touch(manager)
+    assert device.log == ["load a", "load b"]
+    assert manager.explain()[-1].trimmed == {"allocator cache of gpu": 30}
