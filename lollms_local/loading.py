@@ -67,7 +67,7 @@ class Loader:
                 self._turns.cond.notify_all()
 
     def _trim(self, request: Request) -> None:
-        """If room is missing, give back first what no model need leave for: allocators' caches, then models' reserves."""
+        """If room is missing, first give back what no model need leave for: allocator caches, then models' reserves."""
         table, needs = self._table, request.needs or {}
         with self._turns.cond:
             short = table.short(needs)
