@@ -66,9 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(args=given)
+        app(args=given, prog_name="lollms-local")  # also under `python -m`, so that completion is installed for it
     except LocalModelError as exc:
         sys.exit(_explain(exc, "--json" in given))
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        sys.exit(_explain(LocalModelError(f"{exc.filename}: {exc.strerror}."), "--json" in given))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -20,6 +20,7 @@ from ..errors import Cancelled, LocalModelError, UnsupportedRequest
 from ..modalities.base import Control
 from ..modalities.chat import ChatLoadOptions, ChatOptions, ChatRequest, ChatResult, Piece
 from ..runtime import Job, Runtime, get_runtime
+from .complete import model_names
 from .output import AsJson, print_json
 
 __all__ = ["register"]
@@ -30,7 +31,10 @@ HELP = """/clear  begin anew
 /again  another answer to the last question
 /exit  leave"""
 
-ModelName = Annotated[str, typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.")]
+ModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.", autocompletion=model_names),
+]
 System = Annotated[str, typer.Option("--system", "-s", help="The system message.")]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0, help="0 = always the likeliest token.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="Most tokens of an answer; -1 = no bound.")]

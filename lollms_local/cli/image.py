@@ -24,11 +24,15 @@ from ..modalities.image import (
     read_recipe,
 )
 from ..runtime import Job, get_runtime
+from .complete import model_names
 from .output import AsJson, print_json
 
 __all__ = ["register"]
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.", autocompletion=model_names),
+]
 Out = Annotated[Path, typer.Option("--output", "-o", help="PNG file; several get the seed in their name.")]
 Count = Annotated[int, typer.Option("-n", help="How many, with seeds seed, seed+1, ...")]
 Size = Annotated[str, typer.Option("--size", help='Like "512x768"; default: the model\'s own.')]

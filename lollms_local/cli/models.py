@@ -12,6 +12,7 @@ from ..catalog import ModelSpec
 from ..errors import Cancelled, LocalModelError, ModelNotFound, UnsupportedRequest
 from ..modalities.base import MODALITIES, Modality
 from ..runtime import get_runtime
+from .complete import modalities, model_names, sets
 from .offers import Offer, known_bytes, offers, record, refuse_full_disk, rows, show
 from .output import AsJson, print_json, print_table, size
 from .progress import Bars
@@ -20,9 +21,16 @@ __all__ = ["choose", "download_models", "register"]
 
 group = typer.Typer(help="Model files: list, download, verify, remove.", no_args_is_help=True)
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Catalogue ids, or org/repo on the hub with --modality.")]
-ModalityOption = Annotated[str, typer.Option("--modality", "-m", help="llm, tti, stt, tts, ttv or ttm.")]
-SetOption = Annotated[str, typer.Option("--set", help="A named set: starter, cpu, gpu-8gb, gpu-12gb, gpu-24gb.")]
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(help="Catalogue ids, or org/repo on the hub with --modality.", autocompletion=model_names),
+]
+ModalityOption = Annotated[
+    str, typer.Option("--modality", "-m", help="llm, tti, stt, tts, ttv or ttm.", autocompletion=modalities)
+]
+SetOption = Annotated[
+    str, typer.Option("--set", help="A named set: starter, cpu, gpu-8gb, gpu-12gb, gpu-24gb.", autocompletion=sets)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -141,7 +149,7 @@ def verify(ids: Ids = None, modality: ModalityOption = "", as_json: AsJson = Fal
 
 @group.command("remove")
 def remove(
-    ids: Annotated[list[str], typer.Argument(help="Catalogue ids.")],
+    ids: Annotated[list[str], typer.Argument(help="Catalogue ids.", autocompletion=model_names)],
     modality: ModalityOption = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -161,7 +169,9 @@ def remove(
 
 @group.command("path")
 def path(
-    model: Annotated[str, typer.Argument(help="A model; without one: the models folder.")] = "",
+    model: Annotated[
+        str, typer.Argument(help="A model; without one: the models folder.", autocompletion=model_names)
+    ] = "",
     modality: ModalityOption = "",
     as_json: AsJson = False,
 ) -> None:

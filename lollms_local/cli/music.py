@@ -11,6 +11,7 @@ from ..engines import engine_class
 from ..media import Audio, decode_audio, encode_audio
 from ..modalities.music import Music, MusicLoadOptions, MusicOptions, MusicRequest
 from ..runtime import Job, get_runtime
+from .complete import model_names
 from .output import AsJson, sound_format, write_sound
 from .progress import job_bars
 
@@ -30,7 +31,12 @@ def music(
         Path, typer.Option("--output", "-o", help="WAV, FLAC, MP3, Ogg or Opus file, by its name; - = into the pipe.")
     ] = Path("music.wav"),
     duration: Annotated[float, typer.Option("--duration", "-d", help="Seconds, up to 600.")] = 10.0,
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Catalogue id, Hugging Face repository, or path.", autocompletion=model_names
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option("--seed", help="-1 = random.")] = -1,
     guidance: Annotated[float, typer.Option("--guidance", help="1 = off, -1 = the model's own (3).")] = -1.0,
     temperature: Annotated[float, typer.Option("--temperature", help="0 = always the likeliest.")] = -1.0,

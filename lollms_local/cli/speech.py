@@ -15,6 +15,7 @@ from ..media import encode_audio
 from ..modalities.speech import Speech, SpeechLoadOptions, SpeechOptions, check_text
 from ..runtime import Job, Runtime, get_runtime
 from ..voices import DEFAULT_SPEAKER, Voices
+from .complete import model_names
 from .output import AsJson, print_json, sound_format, write_sound
 from .progress import job_bars
 
@@ -33,7 +34,12 @@ def speak(
         Path, typer.Option("--output", "-o", help="WAV, FLAC, MP3, Ogg or Opus file, by its name; - = into the pipe.")
     ] = Path("speech.wav"),
     voice: Annotated[str, typer.Option("--voice", "-v", help="See the command voices; empty = the usual one.")] = "",
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Catalogue id, Hugging Face repository, or path.", autocompletion=model_names
+        ),
+    ] = "",
     language: Annotated[str, typer.Option("--language", "-l", help="en, de, ...; empty = the voice's.")] = "",
     speed: Annotated[float, typer.Option("--speed", help="2 = twice as fast; not for Bark.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="-1 = random.")] = -1,
@@ -62,7 +68,7 @@ def speak(
 
 
 def voices(
-    model: Annotated[str, typer.Option("--model", "-m", help="Only this model's.")] = "",
+    model: Annotated[str, typer.Option("--model", "-m", help="Only this model's.", autocompletion=model_names)] = "",
     json: AsJson = False,
 ) -> None:
     """List voices, one a line."""

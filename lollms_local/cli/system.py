@@ -9,6 +9,7 @@ import typer
 from ..engines import engine_class
 from ..linking import BindingState, link, unlink
 from ..runtime import Job, get_runtime
+from .complete import model_names
 from .models import ModalityOption, choose
 from .output import AsJson, print_json, print_table, size
 
@@ -52,7 +53,7 @@ def _ps_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="A downloaded model.")],
+    model: Annotated[str, typer.Argument(help="A downloaded model.", autocompletion=model_names)],
     modality: ModalityOption = "",
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
     as_json: AsJson = False,

@@ -17,6 +17,7 @@ from ..media import check_audio, write_file
 from ..modalities.base import Control, Progress
 from ..modalities.transcription import Transcript, TranscriptionLoadOptions, TranscriptionOptions
 from ..runtime import Job, Runtime, get_runtime
+from .complete import model_names
 from .output import AsJson
 
 __all__ = ["register"]
@@ -33,7 +34,12 @@ def register(app: typer.Typer) -> None:
 
 def transcribe(
     file: Annotated[Path, typer.Argument(help="WAV, FLAC, MP3, Ogg/Opus, M4A, or a film.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Catalogue id, Hugging Face repository, or path.", autocompletion=model_names
+        ),
+    ] = "",
     form: Annotated[str, typer.Option("--format", "-f", help="text, segments, srt, vtt or json.")] = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; its ending chooses the format.")

@@ -21,6 +21,7 @@ from ..modalities.video import (
     video_bytes,
 )
 from ..runtime import Job, get_runtime
+from .complete import model_names
 from .output import AsJson, print_json
 
 __all__ = ["register"]
@@ -39,7 +40,12 @@ def video(
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4, WebM or GIF file, by its name.")] = Path(
         "film.mp4"
     ),
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue id, Hugging Face repository, or path.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Catalogue id, Hugging Face repository, or path.", autocompletion=model_names
+        ),
+    ] = "",
     image: Annotated[Path | None, typer.Option("--image", "-i", help="First picture (Wan TI2V/I2V, LTX).")] = None,
     audio: Annotated[Path | None, typer.Option("--audio", "-a", help="Sound track.")] = None,
     duration: Annotated[float, typer.Option("--duration", "-d", help="Seconds; 0 = the model's usual length.")] = 0.0,
