@@ -23,6 +23,7 @@ from ..errors import LocalModelError
 from ..linking import host_folder, status
 from ..offline import user_is_offline
 from ..runtime import get_runtime
+from .native import MEND, llama_libraries, look_at_runtime
 from .output import AsJson, print_json, size
 
 __all__ = ["Check", "diagnose", "register"]
@@ -71,6 +72,7 @@ def diagnose() -> Iterator[Check]:
     yield Check("lollms-local", "ok", f"{__version__}, Python {platform.python_version()}, {platform.system()}")
     yield from _devices()
     yield from _engines()
+    yield from _native()
     yield from _models()
     yield _hub()
     yield from _host()
@@ -98,6 +100,22 @@ def _engines() -> Iterator[Check]:
         else:
             main = row.packages[0]
             yield Check(f"engine {name}", "ok", f"{row.modality}: {main} {_version(main) or ''}".rstrip())
+
+
+def _native() -> Iterator[Check]:
+    libraries = llama_libraries()
+    if not libraries:
+        return  # not Linux, or llama-cpp-python is not here, which its engine's line says
+    found = look_at_runtime(libraries)
+    if found.kind == "static":
+        with_torch = importlib.util.find_spec("torch") is not None
+        what = "this ends the process as soon as torch is in it too (a segmentation fault)"
+        yield Check("llama.cpp runtime", "bad" if with_torch else "note", f"{found.detail}: {what}", MEND)
+    elif found.kind == "unknown":
+        mend = "lollms-local chat  (if it ends without a word, reinstall llama-cpp-python; see docs/troubleshooting.md)"
+        yield Check("llama.cpp runtime", "note", found.detail, mend)
+    else:
+        yield Check("llama.cpp runtime", "ok", found.detail)
 
 
 def _version(module: str) -> str | None:
