@@ -62,6 +62,15 @@ def test_a_named_format_is_taken_where_it_can_be() -> None:
     assert choose_dtype(CUDA, "native", "bfloat16") == ("bfloat16", "asked for")
 
 
+@pytest.mark.parametrize(("has_bf16", "told"), [(True, False), (False, True)])
+def test_who_asks_for_a_format_that_the_processor_lacks_is_told(
+    has_bf16: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has_bf16)
+    dtype, reason = choose_dtype(CPU, "diffusion", "bfloat16")
+    assert dtype == "bfloat16" and ("slower" in reason) is told
+
+
 def test_ram_is_what_the_control_group_gives_when_it_is_less(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000000000\n")
     (tmp_path / "memory.current").write_text("400000000\n")
