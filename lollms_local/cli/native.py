@@ -1,7 +1,7 @@
 """What doctor says of llama.cpp's native libraries.
 
-A llama-cpp-python whose libraries carry a C++ runtime of their own (linked with -static-libstdc++) ends the whole process
-as soon as torch, which brings the shared one, is in it: a segmentation fault in std::codecvt inside llama_model_load, or
+A llama-cpp-python whose libraries carry a C++ runtime of their own (linked with -static-libstdc++) ends the process as
+soon as torch, which brings the shared one, is in it: a segmentation fault in std::codecvt inside llama_model_load, or
 at `import torch`. Seen on a machine with a GPU; with the shared libstdc++.so.6 the same source works.
 """
 

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..devices import GIB, available_devices, pool_memory
 from ..engines import engine_class
 from ..linking import BindingState, link, unlink
 from ..runtime import Job, get_runtime
+from .advice import Situation, advice
 from .complete import model_names
 from .models import ModalityOption, choose
 from .output import AsJson, print_json, print_table, size
@@ -64,7 +66,12 @@ def plan(
     options = engine_class(spec.engine).load_options.merge({"device": device}, spec.defaults)
     chosen, footprint = runtime.footprint(Job(spec=spec, options=options, models_dir=runtime.models_dir))
     room = {pool: runtime.manager.room(pool) for pool in footprint.claims(chosen.pool)}
-    fits = all(number <= room[pool] for pool, number in footprint.claims(chosen.pool).items())
+    devices = available_devices()
+    pools = {pool: pool_memory(pool) for pool in {*room, devices[0].pool}}
+    limits = runtime.settings
+    budgets = {pool: int(GIB * (limits.ram_budget_gb if pool == "ram" else limits.vram_budget_gb)) for pool in pools}
+    now = Situation(spec.modality, chosen, devices[0], footprint, room, pools, budgets)
+    fits, better = not now.short, advice(now)
     if as_json:
         print_json(
             {
@@ -78,6 +85,7 @@ def plan(
                 "room_bytes": room,
                 "fits": fits,
                 "reason": footprint.reason,
+                "better": better,
             }
         )
         return
@@ -86,7 +94,9 @@ def plan(
     for pool, number in footprint.claims(chosen.pool).items():
         typer.echo(f"{pool}: needs {size(number)}, {size(room[pool])} can be had")
     typer.echo(footprint.reason or "")
-    typer.echo("It fits." if fits else "It does not fit: choose a smaller model or quantisation, or another device.")
+    typer.echo("It fits." if fits else "It does not fit.")
+    for sentence in better:
+        typer.echo(f"  -> {sentence}")
 
 
 def link_bindings(as_json: AsJson = False) -> None:

