@@ -15,7 +15,10 @@ _STYLE = """
 body { max-width: 56rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 0 }
 section { border: 1px solid #8884; border-radius: .6rem; padding: 1rem; margin: 1rem 0 }
-.facts { color: #777; font-size: .9rem; margin: .2rem 0 .6rem } .missing { opacity: .75 } .failed { border-color: #c33 }
+.facts { color: #777; font-size: .9rem; margin: .2rem 0 .6rem }
+section.missing { opacity: .75; padding: .4rem 1rem; margin: .4rem 0; display: flex; gap: 1rem }
+.missing { align-items: baseline } .missing h2 { min-width: 5rem } .missing p { margin: 0 }
+.failed { border-color: #c33 }
 img, video { max-width: 100%; border-radius: .4rem } audio { width: 100% }
 svg { width: 100%; height: auto } code { background: #8882; padding: .1rem .3rem; border-radius: .2rem }
 """
@@ -37,6 +40,8 @@ loaded models, their work included.</p>{_plot(timeline)}</section>
 
 
 def _section(step: Step) -> str:
+    if step.state == "missing":
+        return f'<section class="missing"><h2>{escape(step.name)}</h2><p>{escape(step.text)}</p></section>'
     facts = " · ".join(
         escape(part)
         for part in (
