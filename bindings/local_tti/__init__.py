@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import lollms_client.lollms_tti_binding as host
 
+from lollms_local.errors import LocalModelError
 from lollms_local.host import LocalBinding, edge
 from lollms_local.media import read_png_metadata
 from lollms_local.modalities.base import Control, LoadOptions, Modality
@@ -179,3 +180,19 @@ def _is_unsaid(side: Any) -> bool:
         return float(side) <= 0
     except (TypeError, ValueError):
         return side is None or str(side).strip().lower() in ("", "none", "auto", "null")
+
+
+def _self_test() -> int:
+    """One small picture with the default model, without the client."""
+    try:
+        picture = LocalTTI().generate_image("a heron at dawn", width=256, height=256, steps=4, seed=1)
+    except LocalModelError as exc:
+        print(exc)
+        return 1
+    Path("local_tti_self_test.png").write_bytes(picture)
+    print(f"local_tti_self_test.png: {len(picture)} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(_self_test())

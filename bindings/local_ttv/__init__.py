@@ -1,6 +1,6 @@
 """Text to video for the LoLLMS host: films made in this process by `lollms_local`.
 
-The host runs this file anew for every client, without a package around it: so it holds a class and nothing else.
+The host runs this file anew for every client, without a package around it: so it keeps no state.
 """
 
 from __future__ import annotations
@@ -113,3 +113,19 @@ class LocalTTV(LocalBinding[VideoModel], LollmsTTVBinding):
 def _first(given: Mapping[str, Any], *names: str) -> Any:
     """The first of these arguments that was given."""
     return next((given[name] for name in names if given.get(name) is not None), None)
+
+
+def _self_test() -> int:
+    """Half a second of small film with the default model, without the client."""
+    try:
+        film = LocalTTV().generate_video("a heron at dawn", width=256, height=256, duration=0.5, steps=2, seed=1)
+    except LocalModelError as exc:
+        print(exc)
+        return 1
+    Path("local_ttv_self_test.mp4").write_bytes(film)
+    print(f"local_ttv_self_test.mp4: {len(film)} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(_self_test())

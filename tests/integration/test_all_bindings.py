@@ -14,6 +14,8 @@ from lollms_client.lollms_config_cli_env import get_client_from_env
 
 from lollms_local.modalities.base import MODALITIES
 from lollms_local.runtime import Runtime
+from tests.tiny import diffusion, image_models, video
+from tests.tiny.musicgen import build_musicgen
 
 TOP = Path(__file__).parents[2]
 CALLS = {
@@ -226,3 +228,38 @@ def test_six_modalities_share_one_process_without_a_model(empty_runtime: Runtime
     client = LollmsClient(**config)
     assert all(getattr(client, m) is not None for m in MODALITIES)
     assert empty_runtime.manager.snapshot() == []
+
+
+def _alone(modality: str, models: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What running the binding's file by itself prints."""
+    return subprocess.run(
+        [sys.executable, str(TOP / "bindings" / f"local_{modality}" / "__init__.py")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=cwd,
+        env={**_environment(cwd), "LOLLMS_LOCAL_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_binding_s_file_alone_says_how_to_get_its_model(modality: str, tmp_path: Path) -> None:
+    done = _alone(modality, tmp_path / "none", tmp_path)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "lollms-local models download" in done.stdout
+
+
+@pytest.mark.parametrize("modality", ["tti", "ttv", "ttm"])
+def test_the_binding_s_file_alone_makes_what_it_is_for(modality: str, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    if modality == "tti":
+        image_models.copy("flux", models / "tiny")
+    elif modality == "ttv":
+        diffusion.save(video.FAMILIES["wan"](), models / "tiny")
+    else:
+        build_musicgen(models / "tiny")
+    done = _alone(modality, models, tmp_path)
+    name = f"local_{modality}_self_test." + {"tti": "png", "ttv": "mp4", "ttm": "wav"}[modality]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"{name}: {(tmp_path / name).stat().st_size} bytes" in done.stdout
