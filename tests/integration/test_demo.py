@@ -1,4 +1,4 @@
-"""The demo and the README's own example."""
+"""The demo and its page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from lollms_local.cli.demo import Timeline, run_demo
 from lollms_local.cli.demo_page import render_page
 from lollms_local.media import decode_audio
 from lollms_local.runtime import Runtime
-
-TOP = Path(__file__).parents[2]
 
 
 class Links(HTMLParser):
@@ -52,13 +50,3 @@ def test_the_page_does_not_trust_what_a_model_said() -> None:
     page = render_page([Step("llm", text="<script>alert(1)</script>", state="done")], Timeline(), "0")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
-
-
-def test_the_readme_s_example_runs(runtime: Runtime, capsys: object) -> None:
-    text = (TOP / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    found: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), found)
-    client = found["client"]
-    heard = client.stt.transcribe_audio(found["speech"])  # type: ignore[attr-defined]
-    assert "shallow water" in heard.lower()
