@@ -40,10 +40,17 @@ class Loader:
         table: what is in memory.
         give_back: collects garbage and returns freed memory; called once per batch of closed models.
         empty_cache: returns what an allocator keeps of a pool without use, and says how many bytes that were.
+        changed: told after models came or left, without the lock.
     """
 
-    def __init__(self, table: Table, give_back: Callable[[], None], empty_cache: Callable[[str], int]) -> None:
-        self._table, self._give_back, self._empty_cache = table, give_back, empty_cache
+    def __init__(
+        self,
+        table: Table,
+        give_back: Callable[[], None],
+        empty_cache: Callable[[str], int],
+        changed: Callable[[], None],
+    ) -> None:
+        self._table, self._give_back, self._empty_cache, self._changed = table, give_back, empty_cache, changed
         self._turns, self._clock = table.turns, table.clock
 
     # --- in ---------------------------------------------------------------------------------------------------
@@ -132,6 +139,7 @@ class Loader:
         if over:
             log.warning("%s takes more than predicted; over the budget by %s.", slot.label, _in_words(over))
             self.close(plan)
+        self._changed()
 
     def _load_model(self, request: Request) -> _Loaded:
         """Run the load; if memory runs out, everything idle in its pools leaves and it runs once more."""
@@ -231,6 +239,7 @@ class Loader:
                 self._table.remove(slots)
                 self._turns.cond.notify_all()
         self._verify(slots, promised, got)
+        self._changed()
 
     def _close_model(self, slot: Slot) -> None:
         model, slot.model = slot.model, None

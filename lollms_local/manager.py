@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from . import memory as memory_module
 from .admission import Table
+from .board import Board
 from .devices import Memory, pool_memory
 from .errors import ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
@@ -61,6 +62,7 @@ class ModelManager:
         empty_cache: gives back what allocators keep of a pool without use, and tells the bytes; default: as for `own`.
         policy: what leaves first; see `eviction.score`.
         own: bytes this process really has of a pool; default: measured if `memory` is, else not asked.
+        board: where other processes look up what is in memory here; default: nowhere.
         ledger: measured sizes of earlier loads; default: those of this manager.
         turns: the queue; default: the process's own.
         timer: unload idle models from a background thread; False leaves it to calls of `sweep`.
@@ -78,6 +80,7 @@ class ModelManager:
         empty_cache: Callable[[str], int] | None = None,
         policy: Policy = "cost",
         own: Callable[[str], int] | None = None,
+        board: Board | None = None,
         ledger: Ledger | None = None,
         turns: Turns = PROCESS,
         timer: bool = True,
@@ -89,7 +92,8 @@ class ModelManager:
         self._table = Table(
             Pools(memory, dict(budgets or {}), headroom_bytes, own), turns, policy, clock, ledger or Ledger()
         )
-        self._loader = Loader(self._table, give_back, empty_cache)
+        self._board = board
+        self._loader = Loader(self._table, give_back, empty_cache, self._post)
         self._turns, self._wait_s, self._clock = turns, wait_s, clock
         self._closed = False
         self._timer = IdleTimer(self._due_s, self.sweep, turns.cond) if timer else None
@@ -303,6 +307,10 @@ class ModelManager:
             self._turns.give(request)
             last = [slot] if self._closed and not slot.users and slot.state == "ready" else []
         self._loader.close(last)
+
+    def _post(self) -> None:
+        if self._board is not None:
+            self._board.post(self.snapshot)
 
     def _look_again(self) -> None:
         if self._timer is not None:

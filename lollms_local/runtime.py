@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from . import weights
+from .board import Board
 from .catalog import Catalog, ModelSpec, builtin_catalog_path
 from .devices import GIB, Device, available_devices, select_device
 from .engines import engine_class
@@ -95,6 +96,7 @@ class Runtime:
             budgets=self._budgets(),
             wait_s=self.settings.wait_s,
             policy=self.settings.eviction,
+            board=Board(self.models_dir / ".running"),
             ledger=Ledger(self.models_dir / ".memory.json", context=_what_figures_depend_on()),
         )
 

@@ -1,11 +1,15 @@
-"""`lollms-local ps`, `plan`, `link` and `unlink`."""
+"""`lollms-local ps`, `top`, `plan`, `link` and `unlink`."""
 
 from __future__ import annotations
 
+import sys
+import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from ..board import Board
 from ..devices import GIB, available_devices, pool_memory
 from ..engines import engine_class
 from ..linking import BindingState, link, unlink
@@ -21,37 +25,86 @@ __all__ = ["register"]
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("ps")(ps)
+    app.command("top")(top)
     app.command("plan")(plan)
     app.command("link")(link_bindings)
     app.command("unlink")(unlink_bindings)
 
 
-def ps(as_json: AsJson = False) -> None:
-    """Models in the memory of this process (each program that uses lollms-local has its own)."""
-    rows = [
-        {
-            "model": info.label,
-            "state": info.state,
-            "memory_bytes": dict(info.claims),
-            "leases": info.leases,
-            "pinned": info.pinned,
-            "idle_s": round(info.idle_s, 1),
-        }
-        for info in get_runtime().manager.snapshot()
-    ]
+def ps(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show every change; Ctrl-C ends it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Models in memory, of every program that uses these models through lollms-local."""
+    if watch:
+        top()
+        return
+    rows = _loaded()
     if as_json:
         print_json(rows)
     elif not rows:
-        typer.echo(
-            "No model is loaded in this process. A program that embeds lollms-local shows its own by binding.ps()."
-        )
+        typer.echo("No model is loaded by any program that uses these models.")
     else:
-        print_table(("MODEL", "STATE", "MEMORY", "IN USE"), [_ps_row(row) for row in rows])
+        print_table(_COLUMNS, [_ps_row(row) for row in rows])
 
 
-def _ps_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    memory = ", ".join(f"{pool} {size(number)}" for pool, number in row["memory_bytes"].items())
-    return str(row["model"]), str(row["state"]), memory, str(row["leases"])
+def top(
+    every_s: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Models in memory and what is left, kept up to date; Ctrl-C ends it."""
+    from rich.live import Live
+
+    with Live(frame(), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(every_s)
+                live.update(frame(), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def frame() -> Any:
+    """What `top` shows at one moment: memory of each pool, then the models."""
+    from rich.console import Group
+    from rich.table import Table
+
+    pools = ["ram", *(d.pool for d in available_devices() if d.pool != "ram")]
+    lines = []
+    for pool in pools:
+        memory = pool_memory(pool)
+        used = 1 - memory.free_bytes / memory.total_bytes
+        lines.append(f"{pool}: {size(memory.free_bytes)} of {size(memory.total_bytes)} free, {used:.0%} used by all")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column, overflow="fold")
+    for row in _loaded():
+        table.add_row(*_ps_row(row))
+    return Group(*lines, "", table if table.row_count else "No model is loaded.")
+
+
+_COLUMNS = ("MODEL", "PROGRAM", "PLANNED", "MEASURED", "LOAD", "USES")
+
+
+def _loaded() -> list[dict[str, Any]]:
+    """One row per model and process."""
+    import psutil
+
+    rows: list[dict[str, Any]] = []
+    for posting in Board(get_runtime().models_dir / ".running").read():
+        try:
+            program = psutil.Process(posting.pid).name()
+        except psutil.Error:
+            continue  # it ended just now
+        rows += [{"pid": posting.pid, "program": program, **asdict(entry)} for entry in posting.entries]
+    return rows
+
+
+def _ps_row(row: dict[str, Any]) -> tuple[str, ...]:
+    planned, measured = (
+        ", ".join(f"{pool} {size(number)}" for pool, number in row[key].items()) for key in ("charged", "measured")
+    )
+    model = f"{row['model']} (pinned)" if row["pinned"] else row["model"]
+    return model, f"{row['program']} {row['pid']}", planned, measured, f"{row['load_s']:.1f} s", str(row["uses"])
 
 
 def plan(

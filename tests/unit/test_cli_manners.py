@@ -19,7 +19,7 @@ from lollms_local import cli
 from lollms_local.runtime import Runtime
 
 TOP = Path(__file__).parents[2]
-INTERACTIVE = {"chat"}
+INTERACTIVE = {"chat", "top"}
 WITHOUT_BARS = {"run", "ps", "plan", "doctor", "link", "unlink", "list", "verify", "remove", "path", "voices"}
 
 
