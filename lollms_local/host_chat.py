@@ -9,13 +9,13 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import MediaError, UnsupportedRequest
 
-__all__ = ["StructuredText", "find_images", "image_bytes", "read_schema", "read_tool_choice", "template_variables"]
+__all__ = ["StructuredText", "image_bytes", "place_images", "read_schema", "read_tool_choice", "template_variables"]
 
 #: an image file larger than this is refused before it is decoded
 MAX_IMAGE_BYTES = 64 << 20
@@ -80,22 +80,71 @@ def template_variables(given: Mapping[str, Any]) -> dict[str, Any]:
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def find_images(messages: Iterable[Mapping[str, Any]], extra: Sequence[Any] | None = None) -> list[bytes]:
-    """All images of a conversation, each once: those within messages, then the separately given ones.
+def place_images(
+    messages: Sequence[Mapping[str, Any]] | None, extra: Sequence[Any] | None = None
+) -> tuple[list[Mapping[str, Any]] | None, list[bytes]]:
+    """Messages in which each image is one part, where it first was, and the images in the order of those parts.
 
-    The host gives the same picture in the message and again as an argument.
+    The host gives the same picture in a message and again beside it. What is only beside them comes first in the last
+    message of the user; without messages there are only those.
     """
-    values: list[Any] = []
+    seen: set[bytes] = set()
+    if messages is None:
+        return None, [data for data in map(image_bytes, extra or ()) if _is_new(data, seen)]
+    placed: list[Mapping[str, Any]] = []
+    images: list[list[bytes]] = []  # of each message
     for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        for part in content if isinstance(content, (list, tuple)) else ():
-            if isinstance(part, Mapping) and part.get("type") in ("image_url", "image"):
-                url = part.get("image_url", part.get("image", part.get("data")))
-                values.append(url.get("url") if isinstance(url, Mapping) else url)
-        values += list(message.get("images") or ()) if isinstance(message, Mapping) else []
-    values += list(extra or ())
-    unique = {hashlib.sha256(data).digest(): data for data in map(image_bytes, values)}
-    return list(unique.values())
+        row, found = _placed(message, seen)
+        placed.append(row)
+        images.append(found)
+    late = [data for data in map(image_bytes, extra or ()) if _is_new(data, seen)]
+    if late:
+        last = max((n for n, row in enumerate(placed) if row.get("role") == "user"), default=len(placed) - 1)
+        said = placed[last].get("content") or ""
+        parts = list(said) if isinstance(said, (list, tuple)) else [{"type": "text", "text": str(said)}]
+        placed[last] = {**placed[last], "content": [{"type": "image"}] * len(late) + parts}
+        images[last] = late + images[last]
+    return placed, [data for row in images for data in row]
+
+
+def _placed(message: Mapping[str, Any], seen: set[bytes]) -> tuple[Mapping[str, Any], list[bytes]]:
+    """One message with its images as parts, those seen before left out, and the images."""
+    if not isinstance(message, Mapping):
+        return message, []  # the engine says what is wrong with it
+    content = message.get("content")
+    parts = list(content) if isinstance(content, (list, tuple)) else [{"type": "text", "text": content or ""}]
+    parts = [*({"type": "image", "image": value} for value in message.get("images") or ()), *parts]
+    kept: list[Any] = []
+    found: list[bytes] = []
+    for part in parts:
+        if not _is_image(part):
+            kept.append(part)
+            continue
+        data = image_bytes(_value(part))
+        if _is_new(data, seen):
+            kept.append({"type": "image"})
+            found.append(data)
+    if not any(map(_is_image, parts)):
+        return message, []
+    return {**{k: v for k, v in message.items() if k != "images"}, "content": kept}, found
+
+
+def _is_new(data: bytes, seen: set[bytes]) -> bool:
+    digest = hashlib.sha256(data).digest()
+    if digest in seen:
+        return False
+    seen.add(digest)
+    return True
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in ("image_url", "image")
+
+
+def _value(part: Mapping[str, Any]) -> Any:
+    """What stands for the image of a part."""
+    url = part.get("image_url", part.get("image", part.get("data")))
+    return url.get("url") if isinstance(url, Mapping) else url
 
 
 def image_bytes(value: Any) -> bytes:

@@ -11,6 +11,7 @@ from lollms_client.lollms_types import MSG_TYPE
 
 from lollms_local import host_chat, weights
 from lollms_local.engines import engine_class
+from lollms_local.engines.llama.files import find_projector, projectors
 from lollms_local.errors import Cancelled, LocalModelError
 from lollms_local.host import LocalBinding, edge
 from lollms_local.modalities.base import Control, LoadOptions, Modality
@@ -122,10 +123,11 @@ class LocalLLM(LocalBinding[ChatModel], LollmsLLMBinding):
         given: Mapping[str, Any],
     ) -> Any:
         self.reset_cancel()  # the host leaves it set after a cancel
+        placed, pictures = host_chat.place_images(messages, images)
         request = ChatRequest(
-            messages=messages,
+            messages=placed,
             prompt=prompt,
-            images=host_chat.find_images(messages or (), images),
+            images=pictures,
             grammar=given.get("grammar") or None,
             json_schema=host_chat.read_schema(given),
             tools=tuple(given.get("tools") or ()),
@@ -254,6 +256,15 @@ class LocalLLM(LocalBinding[ChatModel], LollmsLLMBinding):
             return bool(engine_class(job.spec.engine).sees(weights.locate(job.spec, job.models_dir), job.options))
         except LocalModelError:
             return False  # said when the model is used
+
+    def _find_mmproj(self, model_path: Any) -> Path | None:
+        """The projector beside a model file; the host asks to see whether a model can be shown images."""
+        unwanted = str(self.config.get("mmproj", "")).lower() == "none"
+        return None if unwanted else find_projector(Path(model_path))
+
+    def list_mmproj_models(self) -> list[str]:
+        """Projectors in the models folder, for the option `mmproj`."""
+        return [str(path) for path in projectors(self.models_dir)]
 
     @property
     def supports_vision(self) -> bool:

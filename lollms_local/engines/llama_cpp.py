@@ -19,21 +19,23 @@ from ..catalog import ModelSpec
 from ..devices import Device, cpu_threads
 from ..errors import GenerationError, LoadError, ModelBusy, UnsupportedRequest
 from ..footprint import Footprint
-from ..gguf import GgufHeader
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.chat import ChatInfo, ChatLoadOptions, ChatOptions, ChatRequest, ChatResult, Piece, PieceSink
+from .llama.about import about_file, about_model, template_source
 from .llama.context import Context
 from .llama.embedding import Embedder
 from .llama.files import ModelFiles, has_gpu, model_files
 from .llama.generation import generate, obeying
+from .llama.live import LiveText
 from .llama.native import NativeModel
 from .llama.plan import Placement, Sizes, plan
 from .llama.prefix import PromptCache
 from .llama.prompt import Prompt, PromptBuilder
 from .llama.sampling import Sampler
 from .llama.stream import AnswerStream
-from .llama.template import ChatTemplate
 from .llama.tools import parse_calls
+from .llama.vision import Eyes, Seen
+from .llama.vision_probe import try_projector
 from .llama.vocabulary import Tokens
 
 __all__ = ["LlamaCppChat"]
@@ -54,7 +56,7 @@ class LlamaCppChat:
         self._closed = False
         self._contexts: list[Any] = []
         self._embedder: Embedder | None = None
-        self._live: tuple[str, bytes] | None = None
+        self._eyes: Eyes | None = None
         self._cache = PromptCache(placement.prompt_cache_bytes)
         self._sizes = Sizes.of(files.header, files.weights_bytes)
         self._weights_bytes = files.weights_bytes
@@ -69,12 +71,19 @@ class LlamaCppChat:
         )
         try:
             self._tokens = Tokens(self._model)
-            self._builder = PromptBuilder(self._tokens, _template_source(files.header))
+            self._live = LiveText(self._tokens)
+            self._builder = PromptBuilder(self._tokens, template_source(files.header))
             self._context = None if self._sizes.pooled else self._new_context()
             adapters = [(self._model.adapter(path), scale) for path, scale in files.adapters]
             if adapters and self._context is not None:
                 self._context.use_adapters(adapters)
             self._adapters = adapters
+            if files.mmproj is not None:
+                try_projector(files.model, files.mmproj)
+                self._eyes = Eyes(
+                    self._model, files.mmproj, n_threads=options.n_threads or cpu_threads(),
+                    use_gpu=placement.n_gpu_layers > 0,
+                )  # fmt: skip
         except BaseException:
             self.close()
             raise
@@ -133,51 +142,27 @@ class LlamaCppChat:
     @classmethod
     def describe(cls, path: Path, options: ChatLoadOptions) -> dict[str, Any]:
         """What the header says about a model: name, architecture, sizes, abilities. Nothing is loaded."""
-        files = model_files(path, options)
-        header, sizes = files.header, Sizes.of(files.header, files.weights_bytes)
-        template = ChatTemplate(_template_source(header))
-        return {
-            "title": str(header.metadata.get("general.name", header.path.stem)),
-            "architecture": header.architecture,
-            "size_label": str(header.metadata.get("general.size_label", "")),
-            "size_bytes": files.weights_bytes,
-            "layers": sizes.layers,
-            "vocabulary_size": sizes.vocabulary,
-            "embedding_size": sizes.embedding,
-            "trained_context_size": sizes.trained_ctx,
-            "supports_vision": cls.sees(path, options),
-            "supports_thinking": template.knows_thinking,
-            "supports_tools": template.knows_tools,
-            "chat_template": template.source,
-        }
+        return about_file(model_files(path, options))
 
     @classmethod
     def sees(cls, path: Path, options: ChatLoadOptions) -> bool:
-        """Whether it can be shown images."""
-        return False
+        """Whether it can be shown images: its projector is beside it or named in the options."""
+        return model_files(path, options).mmproj is not None
 
     # --- what it can do ---------------------------------------------------------------------------------------
 
     @property
     def info(self) -> ChatInfo:
         """What is known about the model and how it was loaded."""
-        lib, handle, header = self._model.lib, self._model.handle, self._header
-        template = self._builder.template
-        return ChatInfo(
-            name=str(header.metadata.get("general.name", header.path.stem)),
-            architecture=header.architecture,
-            description=_description(lib, handle),
-            parameters=int(lib.llama_model_n_params(handle)),
+        return about_model(
+            self._model,
+            self._header,
+            self._sizes,
+            self._builder.template,
             weights_bytes=self._weights_bytes,
-            vocabulary_size=self._tokens.size,
-            context_tokens=self._context.n_ctx if self._context else self._sizes.trained_ctx,
-            trained_context_tokens=self._sizes.trained_ctx,
-            embedding_size=self._sizes.embedding,
+            n_ctx=self._context.n_ctx if self._context else self._sizes.trained_ctx,
             n_gpu_layers=self._placement.n_gpu_layers,
-            vision=False,
-            thinking=template.knows_thinking,
-            tools=template.knows_tools,
-            chat_template=template.source,
+            vision=self._eyes is not None,
         )
 
     @property
@@ -210,20 +195,46 @@ class LlamaCppChat:
         with self._turn():
             context = self._chat_context()
             if request.images:
-                raise UnsupportedRequest(
-                    "This model cannot see images.", hint="Use a model with a projector (mmproj), or leave images out."
-                )
-            prompt = self._builder.build(request, options, live_text=self._live_text())
-            self._refuse_overflow(prompt, context)
-            budget = context.n_ctx - len(prompt.tokens)
-            grammar = prompt.grammar(min(budget, options.n_predict) if options.n_predict > 0 else budget)
-            with Sampler(self._model, self._tokens, options, grammar) as sampler:
-                return self._run(context, prompt, sampler, options, control, sink)
+                with self._looking(request, options) as (prompt, seen):
+                    return self._sampled(context, prompt, seen, options, control, sink)
+            prompt = self._builder.build(request, options, live_text=self._live.held(context))
+            return self._sampled(context, prompt, None, options, control, sink)
+
+    @contextmanager
+    def _looking(self, request: ChatRequest, options: ChatOptions) -> Iterator[tuple[Prompt, Seen]]:
+        """The prompt of a request with images."""
+        eyes = self._eyes
+        if eyes is None:
+            raise UnsupportedRequest(
+                "This model cannot see images.", hint="Use a model with a projector (mmproj), or leave images out."
+            )
+        prompt = self._builder.build(request, options, image_mark=eyes.mark)
+        places = prompt.text.count(eyes.mark)
+        if places != len(request.images):
+            raise UnsupportedRequest(
+                f"There are {len(request.images)} images and {places} places for them in the messages.",
+                hint="Give each image its own part in a message.",
+            )
+        add_bos = self._tokens.adds_bos and not prompt.text.startswith(self._tokens.text_of(self._tokens.bos))
+        with eyes.split(prompt.text, request.images, add_bos=add_bos) as seen:
+            yield replace(prompt, tokens=seen.ids), seen
+
+    def _sampled(
+        self, context: Context, prompt: Prompt, seen: Seen | None, options: ChatOptions, control: Control,
+        sink: PieceSink,
+    ) -> ChatResult:  # fmt: skip
+        count = seen.cells if seen is not None else len(prompt.tokens)
+        self._refuse_overflow(count, context)
+        budget = context.n_ctx - count
+        grammar = prompt.grammar(min(budget, options.n_predict) if options.n_predict > 0 else budget)
+        with Sampler(self._model, self._tokens, options, grammar) as sampler:
+            return self._run(context, prompt, seen, sampler, options, control, sink)
 
     def _run(
         self,
         context: Context,
         prompt: Prompt,
+        seen: Seen | None,
         sampler: Sampler,
         options: ChatOptions,
         control: Control,
@@ -231,16 +242,19 @@ class LlamaCppChat:
     ) -> ChatResult:
         thoughts = not prompt.raw and prompt.schema is None  # JSON may well speak of "<think>"
         stream = AnswerStream(options.stop, prompt.closing, split_thoughts=thoughts, calls=prompt.call_marks)
-        self._live = None
+        self._live.forget()
         if not options.cache_prompt:
             context.clear()
         cached = self._cache.prepare(context, prompt.tokens) if options.cache_prompt else 0
         with obeying(context, control):
+            if seen is not None and self._eyes is not None:
+                self._eyes.read(context, seen, control)
             outcome = generate(
                 context, self._tokens, sampler, prompt.tokens, stream, options, control, sink,
                 draft_tokens=self._options.draft_tokens if self._options.speculation == "prompt_lookup" else 0,
             )  # fmt: skip
-        self._remember(context, prompt, outcome.written)
+        if seen is None:
+            self._live.remember(context, prompt, outcome.written)
         text, calls = parse_calls(stream.answer + stream.hidden, prompt.tools)
         if stream.hidden and not calls:
             sink(Piece("answer", stream.hidden))  # it only looked like a call
@@ -302,8 +316,7 @@ class LlamaCppChat:
         return self._context
 
     @staticmethod
-    def _refuse_overflow(prompt: Prompt, context: Context) -> None:
-        count = len(prompt.tokens)
+    def _refuse_overflow(count: int, context: Context) -> None:
         if not count:
             raise UnsupportedRequest("The prompt is empty.", hint="Give the model something to continue.")
         if count >= context.n_ctx:
@@ -311,26 +324,6 @@ class LlamaCppChat:
                 f"The prompt has {count} tokens and the context of this model has room for {context.n_ctx}.",
                 hint="Shorten the conversation, or load the model with a larger ctx_size.",
             )
-
-    # --- what the cache holds, as text ------------------------------------------------------------------------
-
-    def _remember(self, context: Context, prompt: Prompt, written: Sequence[int]) -> None:
-        """The live cache as text. A model's own tokens need not be those that its text would be split into; so a prompt
-        that goes on where this one ended is continued by its text, and none of the answer is read again."""
-        count = len(context.tokens) - len(prompt.tokens)
-        if prompt.text is None or not 0 <= count <= len(written):
-            self._live = None
-            return
-        self._live = (prompt.text, b"".join(self._tokens.piece(t, special=True) for t in written[:count]))
-
-    def _live_text(self) -> tuple[str, list[int]] | None:
-        live = self._live
-        if live is None or self._context is None:
-            return None
-        try:
-            return live[0] + live[1].decode("utf-8"), self._context.tokens
-        except UnicodeDecodeError:
-            return None
 
     def close(self) -> None:
         """Give everything back. Idempotent; waits for a running generation."""
@@ -343,17 +336,6 @@ class LlamaCppChat:
             for context in self._contexts:
                 context.close()
             self._contexts.clear()
+            if self._eyes is not None:
+                self._eyes.close()
             self._model.close()
-
-
-def _template_source(header: GgufHeader) -> str:
-    value = header.metadata.get("tokenizer.chat_template", "")
-    return value if isinstance(value, str) else ""
-
-
-def _description(lib: Any, handle: Any) -> str:
-    import ctypes
-
-    buffer = ctypes.create_string_buffer(256)
-    lib.llama_model_desc(handle, buffer, 256)
-    return buffer.value.decode("utf-8", errors="replace")

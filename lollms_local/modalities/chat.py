@@ -123,7 +123,8 @@ class ChatRequest:
     Attributes:
         messages: roles and contents in the OpenAI form; rendered by the model's own chat template.
         prompt: text to continue as it stands, without a template.
-        images: encoded image files, for the last user message; only for a model with a projector.
+        images: encoded image files, one for each image part of the messages, in their order; those of a prompt come
+            before its text. Only for a model with a projector.
         grammar: GBNF that the answer must follow.
         json_schema: JSON Schema that the answer must follow; {} = any JSON.
         tools: functions in the OpenAI form.

@@ -24,6 +24,7 @@ from lollms_local.errors import GenerationError, LocalModelError, MediaError, Un
 from lollms_local.runtime import Runtime, Settings, get_runtime, set_runtime
 from tests.schemas import random_schema
 from tests.tiny import gguf
+from tests.tiny.projector import projector
 
 SMOL = "smollm2-135m-instruct"
 #: as text, as configurations give it. One thread: two fight with whatever else runs on the machine
@@ -308,6 +309,35 @@ def test_images_are_refused_in_every_form_without_a_projector(tiny: LollmsClient
     with pytest.raises(MediaError, match="on the web"):
         tiny.llm.generate_text("What is this?", images=["https://example.org/a.jpg"])
     assert tiny.generate_text("What is this?", images=[text], n_predict=9), "the client itself leaves images out"
+
+
+def test_a_model_with_a_projector_is_shown_each_picture_once_in_every_form(runtime: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "eyes").mkdir()
+    gguf.llama(tmp_path / "eyes" / "eyes.gguf", endless=True)
+    projector(tmp_path / "eyes" / "mmproj-eyes.gguf")
+    client = connect(chat=str(tmp_path / "eyes"), llm_binding_config=PLAIN)
+    assert client.llm.vision_enabled is True and client.has_vision_capability()
+    answers = []
+    for color in ("red", "blue"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), color).save(buffer, format="PNG")
+        data = buffer.getvalue()
+        text = base64.b64encode(data).decode()
+        (tmp_path / "seen.png").write_bytes(data)
+        part = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{text}", "detail": "auto"}}
+        for image in (data, text, f"data:image/png;base64,{text}", str(tmp_path / "seen.png")):
+            answers.append(client.llm.generate_text("What is this?", images=[image], n_predict=12))
+        answers.append(client.generate_text("What is this?", images=[text], n_predict=12))
+        content = [part, {"type": "text", "text": "What is this?"}]
+        for beside in (None, [text]):  # the host gives the same picture in the message and again beside it
+            messages = [{"role": "user", "content": content}]
+            answers.append(client.llm.generate_from_messages(messages, images=beside, n_predict=12))
+    red, blue = answers[:7], answers[7:]
+    assert len(set(red)) == len(set(blue)) == 1 and red[0] != blue[0]
+    for path in (tmp_path / "eyes", tmp_path / "eyes" / "eyes.gguf"):
+        assert client.llm._find_mmproj(path) == tmp_path / "eyes" / "mmproj-eyes.gguf"
+    blind = connect(chat=str(tmp_path / "eyes"), llm_binding_config={**PLAIN, "mmproj": "none"})
+    assert blind.llm.vision_enabled is False and blind.llm._find_mmproj(tmp_path / "eyes") is None
 
 
 def test_bad_grammars_schemas_and_options_are_one_sentence_each(tiny: LollmsClient) -> None:

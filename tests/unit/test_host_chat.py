@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lollms_local.errors import MediaError, UnsupportedRequest
-from lollms_local.host_chat import find_images, image_bytes, read_schema, read_tool_choice, template_variables
+from lollms_local.host_chat import image_bytes, place_images, read_schema, read_tool_choice, template_variables
 
 
 def picture(form: str, colour: str = "red") -> bytes:
@@ -76,8 +76,30 @@ def test_a_picture_that_comes_twice_is_taken_once() -> None:
             "images": [base64.b64encode(red).decode()],
         },
     ]
-    assert find_images(messages, [red, base64.b64encode(blue).decode()]) == [red, blue]
-    assert find_images([{"role": "user", "content": "no images"}], None) == []
+    placed, images = place_images(messages, [red, base64.b64encode(blue).decode()])
+    assert images == [red, blue]
+    image = {"type": "image"}
+    assert placed == [
+        {"role": "system", "content": [{"type": "text", "text": "Look."}, image]},
+        {"role": "user", "content": [{"type": "text", "text": "?"}, image]},
+    ]
+    assert place_images([{"role": "user", "content": "no images"}]) == ([{"role": "user", "content": "no images"}], [])
+    assert place_images(None, [red, red, blue]) == (None, [red, blue])
+
+
+def test_a_picture_beside_the_messages_belongs_to_the_user_s_last_one() -> None:
+    red, blue, green = picture("PNG"), picture("PNG", "blue"), picture("PNG", "green")
+    messages = [
+        {"role": "user", "content": "First."},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Now."},
+        {"role": "assistant", "content": [part(green)]},
+    ]
+    placed, images = place_images(messages, [red, blue])
+    image = {"type": "image"}
+    assert images == [red, blue, green], "in the order of their places"
+    assert placed is not None and placed[2]["content"] == [image, image, {"type": "text", "text": "Now."}]
+    assert placed[:2] == messages[:2] and messages[2]["content"] == "Now."
 
 
 class Person(pydantic.BaseModel):

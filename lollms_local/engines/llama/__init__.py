@@ -12,5 +12,7 @@ tools       function calls: asking for them and reading them
 prefix      which cached state a prompt continues
 generation  the loop
 embedding   pooled vectors
-vision      images, through a projector
+vision      images, through a projector; vision_probe tries one in a process of its own
+live        what the live cache holds, as text
+about       what is known about a model
 """

@@ -40,7 +40,8 @@ class Context:
 
     Attributes:
         n_ctx: tokens it can hold.
-        tokens: what is in it now.
+        tokens: what is in it now; negative numbers stand for an image's positions.
+        n_batch, n_ubatch: tokens that are handed over at once, and computed at once.
 
     Raises:
         LoadError: the library refused the combination of options.
@@ -84,6 +85,7 @@ class Context:
             )
         self.n_ctx = int(lib.llama_n_ctx(self.handle))
         self.n_batch = int(lib.llama_n_batch(self.handle))
+        self.n_ubatch = int(lib.llama_n_ubatch(self.handle))
         self.tokens: list[int] = []
         self._memory = lib.llama_get_memory(self.handle)
         self.abort = AbortFlag()

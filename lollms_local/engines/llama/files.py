@@ -9,8 +9,9 @@ from pathlib import Path
 from ...errors import LoadError
 from ...gguf import GgufHeader, read_gguf, read_gguf_model
 from ...modalities.chat import ChatLoadOptions
+from .vision import check_projector, projector_workspace_bytes
 
-__all__ = ["ModelFiles", "has_gpu", "model_files"]
+__all__ = ["ModelFiles", "find_projector", "has_gpu", "model_files", "projectors"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ModelFiles:
         weights_bytes: tensors of all its shards.
         adapters: LoRA files and their weights.
         mmproj: the projector, if there is one and it is wanted.
-        extra_bytes: tensors of adapters and projector.
+        extra_bytes: tensors of adapters and projector, and the work of the latter.
     """
 
     model: Path
@@ -47,7 +48,11 @@ def model_files(path: Path, options: ChatLoadOptions) -> ModelFiles:
     header, weights = read_gguf_model(model)
     adapters = tuple(_adapter(text, header) for text in options.lora)
     mmproj = _mmproj(model, options.mmproj)
-    extra = sum(read_gguf(p).weights_bytes for p in [*(a for a, _ in adapters), *([mmproj] if mmproj else [])])
+    extra = sum(read_gguf(adapter).weights_bytes for adapter, _ in adapters)
+    if mmproj is not None:
+        projector = read_gguf(mmproj)
+        check_projector(projector)
+        extra += projector.weights_bytes + projector_workspace_bytes(projector)
     return ModelFiles(model, header, weights, adapters, mmproj, extra)
 
 
@@ -100,11 +105,22 @@ def _mmproj(model: Path, wanted: str) -> Path | None:
         if not path.is_file():
             raise LoadError(f"The projector {path} is not there.", hint="Give the path of the model's mmproj file.")
         return path
-    beside = sorted(p for p in model.parent.glob("*.gguf") if _is_projector(p))
+    return find_projector(model)
+
+
+def find_projector(model: Path) -> Path | None:
+    """The projector beside a model file, or in a model's folder: the only one there, or the one named like it."""
+    folder = model if model.is_dir() else model.parent
+    beside = sorted(p for p in folder.glob("*.gguf") if _is_projector(p))
     if len(beside) == 1:
         return beside[0]
     named = [p for p in beside if model.stem.lower().split(".")[0] in p.name.lower()]
     return named[0] if len(named) == 1 else None
+
+
+def projectors(folder: Path) -> list[Path]:
+    """All projectors in a folder of models."""
+    return sorted(p for p in folder.rglob("*.gguf") if _is_projector(p)) if folder.is_dir() else []
 
 
 @functools.lru_cache(maxsize=1)

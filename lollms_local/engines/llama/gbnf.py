@@ -51,7 +51,8 @@ def number_range(low: Decimal | None, high: Decimal | None, *, open_low: bool, o
         decimals: digits after the point; 0 = integers.
     """
     scale = Decimal(10) ** decimals
-    reach = max([10**12, *(abs(int(b)) * 1000 for b in (low, high) if b is not None)]) * int(scale)
+    digits = max([12, *(len(str(abs(int(b)))) + 3 for b in (low, high) if b is not None)])
+    reach = 10**digits * int(scale) - 1
     first = -reach if low is None else math.floor(low * scale) + 1 if open_low else math.ceil(low * scale)
     last = reach if high is None else math.ceil(high * scale) - 1 if open_high else math.floor(high * scale)
     parts = []
@@ -63,13 +64,23 @@ def number_range(low: Decimal | None, high: Decimal | None, *, open_low: bool, o
 
 
 def _magnitudes(low: int, high: int, decimals: int) -> str:
-    """Scaled numbers of `low` to `high`, by number of digits."""
+    """Scaled numbers of `low` to `high`, by number of digits.
+
+    Numbers of digits that are allowed as a whole become one rule: the library follows every alternative that is still
+    open at every token, and a dozen of them cost it seconds an answer.
+    """
     parts = []
+    whole: list[int] = []
     for width in range(max(len(str(low)), decimals + 1), max(len(str(high)), decimals + 1) + 1):
         start = max(low, 10 ** (width - 1) if width > decimals + 1 else 0)
         end = min(high, 10**width - 1)
-        if start <= end:
+        if width > decimals + 1 and (start, end) == (10 ** (width - 1), 10**width - 1):
+            whole.append(width - decimals - 1)
+        elif start <= end:
             parts.append(_digits(str(start).zfill(width), str(end).zfill(width), decimals))
+    if whole:
+        behind = f' "." [0-9]{{{decimals}}}' if decimals else ""
+        parts.append(f"[1-9] [0-9]{{{whole[0]},{whole[-1]}}}{behind}")
     return f"({' | '.join(parts)})"
 
 
@@ -86,6 +97,8 @@ def _digits(low: str, high: str, decimals: int) -> str:
     if low[0] == high[0]:
         return f'{dot}"{low[0]}" {_digits(low[1:], high[1:], decimals)}'
     rest = width - 1
+    if low[1:] == "0" * rest and high[1:] == "9" * rest:
+        return f"{dot}[{low[0]}-{high[0]}] {_digits(low[1:], high[1:], decimals)}"
     parts = [f'"{low[0]}" {_digits(low[1:], "9" * rest, decimals)}']
     if int(high[0]) - int(low[0]) > 1:
         parts.append(f"[{int(low[0]) + 1}-{int(high[0]) - 1}] {_digits('0' * rest, '9' * rest, decimals)}")

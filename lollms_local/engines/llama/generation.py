@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -145,5 +146,5 @@ def _lookup(tokens: list[int], count: int) -> list[int]:
         tail = tokens[-size:]
         for start in range(len(tokens) - size - 1, -1, -1):
             if tokens[start] == tail[0] and tokens[start : start + size] == tail:
-                return tokens[start + size : start + size + count]
+                return list(itertools.takewhile(lambda token: token >= 0, tokens[start + size : start + size + count]))
     return []

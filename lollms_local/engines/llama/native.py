@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import GenerationError, LoadError
 
-__all__ = ["KV_TYPES", "AbortFlag", "NativeModel", "library", "mapped_errors"]
+__all__ = ["KV_TYPES", "AbortFlag", "NativeModel", "library", "mapped_errors", "quiet_logger"]
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +50,15 @@ def library() -> Any:
         return _started()[0]
 
 
+def quiet_logger(set_log: Any) -> None:
+    """Send another of the library's logs where its own goes, instead of to stderr."""
+    library()
+    set_log(_started()[1], ctypes.c_void_p(0))
+
+
 def complaint() -> str:
     """The latest things that the library complained about, for an error's message."""
-    lines = [line for line in _complaints if line]
+    lines = [" ".join(line.split()) for line in _complaints if line]
     _complaints.clear()
     return "; ".join(lines[-2:])[:300]
 

@@ -62,12 +62,18 @@ class PromptBuilder:
         self.template = ChatTemplate(source, tokens.text_of(tokens.bos), tokens.text_of(tokens.eos))
 
     def build(
-        self, request: ChatRequest, options: ChatOptions, live_text: tuple[str, list[int]] | None = None
+        self,
+        request: ChatRequest,
+        options: ChatOptions,
+        live_text: tuple[str, list[int]] | None = None,
+        image_mark: str = "",
     ) -> Prompt:
         """The prompt of a request.
 
         Args:
             live_text: text and tokens of what the cache holds; a prompt that goes on from there keeps those tokens.
+            image_mark: stands for each image in the prompt's text; "" = images are left out. A prompt without messages
+                has them before its text.
 
         Raises:
             UnsupportedRequest: the request contradicts itself or the template refuses it.
@@ -75,7 +81,10 @@ class PromptBuilder:
         if (request.messages is None) == (request.prompt is None):
             raise UnsupportedRequest("A request has either messages or a prompt.")
         tools = [] if request.tool_choice == "none" else checked_tools(request.tools)
-        text = request.prompt if request.prompt is not None else self._rendered(request, options, tools)
+        if request.prompt is not None:
+            text = image_mark * len(request.images) + request.prompt
+        else:
+            text = self._rendered(request, options, tools, image_mark)
         schema = request.json_schema
         if tools and request.tool_choice != "auto":
             schema = call_schema(tools, request.tool_choice)
@@ -86,8 +95,10 @@ class PromptBuilder:
         marks = () if not tools else CALL_MARKS if request.tool_choice == "auto" else ("",)
         return Prompt(text, self._split(text, live_text), raw, closing, tools, marks, request.grammar or "", schema)
 
-    def _rendered(self, request: ChatRequest, options: ChatOptions, tools: Sequence[Mapping[str, Any]]) -> str:
-        messages = flat_messages(request.messages or ())
+    def _rendered(
+        self, request: ChatRequest, options: ChatOptions, tools: Sequence[Mapping[str, Any]], image_mark: str
+    ) -> str:
+        messages = flat_messages(request.messages or (), image_mark)
         if tools and not self.template.knows_tools:
             words = tools_prompt(tools)
             if messages[0]["role"] == "system":
