@@ -35,12 +35,15 @@ class DownloadProgress:
         done_bytes: of the whole model.
         total_bytes: of the whole model; 0 = unknown.
         stage: "wait" (another process fetches it), "fetch", "check" or "convert" (a pickle to safetensors).
+        file_done_bytes, file_total_bytes: of this file alone; 0 = unknown.
     """
 
     file: str
     done_bytes: int
     total_bytes: int
     stage: str = "fetch"
+    file_done_bytes: int = 0
+    file_total_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,26 @@ def download(
         staging = models_dir / f".partial-{spec.id}"
         staging.mkdir(exist_ok=True)
         _check_room(spec, planned, staging, free_bytes)
-        total = planned.total_bytes
-        origin.fetch(spec, planned, staging, lambda file, done: tell(DownloadProgress(file, done, total)), token)
+        origin.fetch(spec, planned, staging, _meter(planned, tell), token)
         records = _check(spec, planned, staging, tell)
         Manifest(spec.source, planned.revision, records).write(staging)
         _put_in_place(staging, target)
         return target
+
+
+def _meter(planned: DownloadPlan, tell: Callable[[DownloadProgress], None]) -> Report:
+    """Adds to a source's report what it means for the file; files come in the plan's order."""
+    starts: dict[str, tuple[int, int]] = {}
+    before = 0
+    for file in planned.files:
+        starts[file.path] = (before, file.bytes)
+        before += file.bytes
+
+    def report(file: str, done: int) -> None:
+        start, size = starts.get(file, (done, 0))
+        tell(DownloadProgress(file, done, planned.total_bytes, "fetch", max(0, done - start), size))
+
+    return report
 
 
 @contextmanager

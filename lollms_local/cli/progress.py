@@ -1,4 +1,4 @@
-"""Progress bars: of downloads, one per model and one for all; of jobs, one per stage."""
+"""Progress bars: of downloads, one for all, one per model and one for its file; of jobs, one per stage."""
 
 from __future__ import annotations
 
@@ -52,16 +52,29 @@ class Bars:
         if self._progress is not None:
             self._progress.stop()
 
+    @property
+    def tasks(self) -> list[Any]:
+        """The bars, in their order."""
+        return list(self._progress.tasks) if self._progress is not None else []
+
     def follow(self, model: str) -> Callable[[DownloadProgress], None] | None:
         """A function to give to `weights.fetch` for the next model."""
         if self._progress is None:
             return None
         task = self._progress.add_task(model, total=None)
+        part = self._progress.add_task("", total=None, visible=False)
         start = self._before
 
         def tell(progress: DownloadProgress) -> None:
-            doing = {"check": "checking", "convert": "to safetensors"}.get(progress.stage, progress.file)
-            label = f"{model}: {doing}"
+            doing = {"check": "checking", "convert": "to safetensors", "wait": progress.file}.get(progress.stage, "")
+            label = f"{model}: {doing}" if doing else model
+            self._progress.update(
+                part,
+                visible=progress.stage == "fetch" and progress.file_total_bytes > 0,
+                description=f"  {progress.file}",
+                total=progress.file_total_bytes or None,
+                completed=progress.file_done_bytes,
+            )
             self._progress.update(
                 task, description=label, total=progress.total_bytes or None, completed=progress.done_bytes
             )

@@ -18,7 +18,9 @@ from lollms_local.catalog import Catalog
 from lollms_local.cli import doctor
 from lollms_local.cli.advice import Situation, advice
 from lollms_local.cli.forecast import forecast
+from lollms_local.cli.progress import Bars
 from lollms_local.devices import Device, Memory
+from lollms_local.downloads import DownloadProgress
 from lollms_local.errors import Cancelled
 from lollms_local.footprint import Footprint
 from lollms_local.runtime import Runtime, Settings, get_runtime, set_runtime
@@ -190,6 +192,19 @@ def _raiser(kind: type[BaseException]) -> Any:
         raise kind()
 
     return fetch
+
+
+def test_a_download_shows_a_bar_for_all_one_for_the_model_and_one_for_its_file() -> None:
+    with Bars(quiet=False, total_bytes=300) as bars:
+        tell = bars.follow("net")
+        assert tell is not None
+        tell(DownloadProgress("b.bin", 150, 200, "fetch", 50, 100))
+        rows = {task.description.strip(): (task.completed, task.total, task.visible) for task in bars.tasks}
+        assert rows == {"all": (150, 300, True), "net": (150, 200, True), "b.bin": (50, 100, True)}
+        tell(DownloadProgress("b.bin", 200, 200, "check"))
+        shown = [task.description for task in bars.tasks if task.visible]
+        assert shown == ["all", "net: checking"]
+    assert Bars(quiet=True, total_bytes=1).follow("net") is None
 
 
 def test_ps_is_empty_in_a_process_without_models(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,9 @@ def test_what_the_engine_needs_is_fetched_and_its_commit_recorded(hub: FakeHub, 
     assert COMMIT in (folder / ".lollms_local.json").read_text()
     assert weights.verify(net(), tmp_path) == []
     done = [p.done_bytes for p in seen if p.stage == "fetch"]
+    whole = {p.file: p.file_total_bytes for p in seen if p.stage == "fetch" and p.file_done_bytes == p.file_total_bytes}
+    assert whole == {"config.json": len(FILES["config.json"]), "model.safetensors": len(CONTENT)}
+    assert all(0 <= p.file_done_bytes <= p.file_total_bytes for p in seen if p.stage == "fetch")
     assert done == sorted(done) and done[-1] == seen[-1].total_bytes == len(CONTENT) + len(FILES["config.json"])
 
 
