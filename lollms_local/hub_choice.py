@@ -51,13 +51,24 @@ def _suffix(file: PlannedFile) -> str:
 
 
 def _one_gguf(files: Sequence[PlannedFile]) -> list[PlannedFile]:
-    """One quantisation, with all its parts."""
+    """One quantisation, with all its parts; and a projector, if the model can see."""
     models = [f for f in files if _suffix(f) == ".gguf" and "mmproj" not in f.path.lower()]
+    return [*_one_quantisation(models), *_one_projector(files)] if models else []
+
+
+def _one_projector(files: Sequence[PlannedFile]) -> list[PlannedFile]:
+    """Images need more precision than text: 8 bits if there are, else 16."""
+    found = sorted((f for f in files if _suffix(f) == ".gguf" and "mmproj" in f.path.lower()), key=lambda f: f.bytes)
+    fitting = (f for kind in ("Q8_0", "F16", "BF16") for f in found if kind in f.path.upper())
+    return [next(fitting, found[0])] if found else []
+
+
+def _one_quantisation(models: Sequence[PlannedFile]) -> list[PlannedFile]:
     for wanted in QUANTISATIONS:
         found = [f for f in models if re.search(rf"(?<![A-Z0-9_]){wanted}(?![A-Z0-9_])", f.path.upper())]
         if found:
             return _with_parts(found[0], found)
-    return _with_parts(min(models, key=lambda f: f.bytes), models) if models else []
+    return _with_parts(min(models, key=lambda f: f.bytes), models)
 
 
 def _with_parts(first: PlannedFile, files: Sequence[PlannedFile]) -> list[PlannedFile]:

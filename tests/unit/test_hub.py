@@ -305,10 +305,16 @@ def test_of_many_quantisations_one_is_taken_with_all_its_parts() -> None:
         "x-Q4_K_M-00001-of-00002.gguf",
         "x-Q4_K_M-00002-of-00002.gguf",
         "x-Q8_0.gguf",
-        "mmproj.gguf",
     ]
     assert chosen("llama_cpp", "llm", *names) == names[1:3]
     assert chosen("llama_cpp", "llm", "x-IQ1_S.gguf", "x-Q3_K_LARGE.gguf") == ["x-IQ1_S.gguf"]
+
+
+def test_a_model_that_can_see_comes_with_one_projector() -> None:
+    projectors = ["mmproj-x-BF16.gguf", "mmproj-x-F16.gguf", "mmproj-x-Q8_0.gguf"]
+    assert chosen("llama_cpp", "llm", "x-Q4_K_M.gguf", *projectors) == ["x-Q4_K_M.gguf", projectors[2]]
+    assert chosen("llama_cpp", "llm", "x-Q4_K_M.gguf", *projectors[:2]) == ["x-Q4_K_M.gguf", projectors[1]]
+    assert chosen("llama_cpp", "llm", "x-Q4_K_M.gguf", "mmproj.gguf") == ["x-Q4_K_M.gguf", "mmproj.gguf"]
 
 
 def test_of_a_pipeline_one_variant_and_no_single_file_copies() -> None:
