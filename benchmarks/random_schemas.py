@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,13 +39,16 @@ def main() -> int:
     path = given.model or next((get_runtime().models_dir / "smollm2-135m-instruct").glob("*.gguf"))
     client = connect(chat=str(path), llm_binding_config={"ctx_size": 8192, "temperature": given.temperature})
     draw = random.Random(given.seed)
-    faults, seconds, words = [], [], set()
+    faults: list[Schema] = []
+    seconds: list[float] = []
+    words: set[str] = set()
     for number in range(given.count):
         schema = random_object(draw, 0)
         words |= keywords(schema)
         started = time.perf_counter()
         answer, fault = ask(client, schema, number, given.through)
         seconds.append(time.perf_counter() - started)
+        log(f"{number + 1} of {given.count}: {seconds[-1]:.1f} s, {len(answer)} characters, {fault or 'valid'}")
         if fault:
             faults.append({"number": number, "fault": fault, "answer": answer[:300], "schema": schema})
             print(json.dumps(faults[-1], ensure_ascii=False), flush=True)
@@ -59,6 +63,10 @@ def main() -> int:
     }
     print(json.dumps(result))
     return 1 if faults else 0
+
+
+def log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def ask(client: Any, schema: Schema, number: int, through: str) -> tuple[str, str]:
