@@ -17,6 +17,7 @@ from .. import weights
 from ..catalog import ModelSpec
 from ..engines import engine_class
 from ..errors import Cancelled, LocalModelError, UnsupportedRequest
+from ..host_chat import place_images
 from ..modalities.base import Control
 from ..modalities.chat import ChatLoadOptions, ChatOptions, ChatRequest, ChatResult, Piece
 from ..runtime import Job, Runtime, get_runtime
@@ -65,6 +66,9 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it stands, without a template.")] = False,
     schema: Annotated[Path | None, typer.Option("--schema", help="File with a JSON Schema for the answer.")] = None,
     grammar: Annotated[Path | None, typer.Option("--grammar", help="File with a GBNF grammar for the answer.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="A picture to look at; for models that can. Repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt."""
@@ -77,9 +81,11 @@ def run(
         {"temperature": temperature, "n_predict": max_tokens, "seed": seed, "think": think},
         {"ctx_size": ctx_size, "n_threads": threads, "device": device},
     )
+    messages, images = place_images(None if raw else talk.messages(text), image)
     request = ChatRequest(
-        messages=None if raw else talk.messages(text),
+        messages=messages,
         prompt=text if raw else None,
+        images=images,
         json_schema=_json_of(schema) if schema else None,
         grammar=grammar.read_text(encoding="utf-8") if grammar else None,
     )

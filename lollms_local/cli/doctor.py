@@ -17,13 +17,13 @@ from typing import Literal
 import typer
 
 from .. import __version__, weights
-from ..devices import available_devices, cpu_threads, pool_memory
+from ..devices import Device, available_devices, cpu_threads, pool_memory
 from ..engines import ENGINES, missing_packages
 from ..errors import LocalModelError
 from ..linking import host_folder, status
 from ..offline import user_is_offline
 from ..runtime import get_runtime
-from .native import MEND, llama_libraries, look_at_runtime
+from .native import MEND, gpu_backends, llama_libraries, look_at_runtime, needs_cublas
 from .output import AsJson, print_json, size
 
 __all__ = ["Check", "diagnose", "register"]
@@ -103,9 +103,15 @@ def _engines() -> Iterator[Check]:
 
 
 def _native() -> Iterator[Check]:
+    card = next((d for d in available_devices() if d.kind == "cuda"), None)
+    if card is not None and not card.name.startswith("AMD") and needs_cublas():
+        mend = "pip install nvidia-cublas-cu12 nvidia-cudnn-cu12"
+        yield Check("cuBLAS 12", "note", "not found: faster-whisper cannot use the card without it", mend)
     libraries = llama_libraries()
     if not libraries:
         return  # not Linux, or llama-cpp-python is not here, which its engine's line says
+    if card is not None:
+        yield _llama_on(card, gpu_backends(libraries))
     found = look_at_runtime(libraries)
     if found.kind == "static":
         with_torch = importlib.util.find_spec("torch") is not None
@@ -116,6 +122,14 @@ def _native() -> Iterator[Check]:
         yield Check("llama.cpp runtime", "note", found.detail, mend)
     else:
         yield Check("llama.cpp runtime", "ok", found.detail)
+
+
+def _llama_on(card: Device, backends: list[str]) -> Check:
+    if backends:
+        return Check("llama.cpp device", "ok", f"built for {', '.join(backends)}")
+    flag = "-DGGML_HIP=on" if card.name.startswith("AMD") else "-DGGML_CUDA=on"
+    mend = f'CMAKE_ARGS="{flag}" pip install --force-reinstall --no-cache-dir llama-cpp-python  (docs/gpu.md)'
+    return Check("llama.cpp device", "bad", f"built for the CPU only, but there is {card.name or 'a GPU'}", mend)
 
 
 def _version(module: str) -> str | None:

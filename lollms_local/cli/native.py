@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from typing import Literal
 
 from ..elf import needed_libraries
 
-__all__ = ["MEND", "RuntimeFinding", "llama_libraries", "look_at_runtime"]
+__all__ = ["MEND", "RuntimeFinding", "gpu_backends", "llama_libraries", "look_at_runtime", "needs_cublas"]
+
+#: backends of ggml that compute on a card, by the name of their library
+GPU_BACKENDS = ("cuda", "hip", "vulkan", "sycl", "musa", "metal")
 
 #: the C++ runtimes that a library can share with others
 SHARED = ("libstdc++.so.6", "libc++.so.1")
@@ -71,3 +75,31 @@ def look_at_runtime(libraries: Sequence[Path]) -> RuntimeFinding:
     if sharing:
         return RuntimeFinding("shared", f"{sharing[0]}, shared with other libraries")
     return RuntimeFinding("static", f"{', '.join(sorted(asked))} carry a C++ runtime of their own")
+
+
+def gpu_backends(libraries: Sequence[Path]) -> list[str]:
+    """Which cards llama.cpp was built for; empty = for the CPU only.
+
+    Where ggml's backends are not libraries of their own, the one library asks for the card's own (libcuda.so.1 ...).
+    """
+    names = [path.name for path in libraries]
+    for path in libraries:
+        try:
+            names += needed_libraries(path) or []
+        except OSError:
+            continue
+    asked = {"cuda": ("libcuda.so", "libcudart.so", "libcublas.so"), "hip": ("libamdhip64.so",)}
+    marks = {kind: (f"ggml-{kind}", *asked.get(kind, ())) for kind in GPU_BACKENDS}
+    return [kind for kind, words in marks.items() if any(word in name for name in names for word in words)]
+
+
+def needs_cublas() -> bool:
+    """True if faster-whisper is here and cuBLAS 12, without which CTranslate2 does not run on a card, is nowhere."""
+    if platform.system() != "Linux" or importlib.util.find_spec("ctranslate2") is None:
+        return False
+    inside = [Path(folder) / "nvidia" / "cublas" / "lib" / "libcublas.so.12" for folder in sys.path]
+    if any(path.is_file() for path in inside):
+        return False
+    places = [*os.environ.get("LD_LIBRARY_PATH", "").split(":"), "/usr/local/cuda/lib64", "/usr/lib/x86_64-linux-gnu"]
+    places += ["/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/opt/cuda/lib64"]
+    return not any((Path(place) / "libcublas.so.12").exists() for place in places if place)

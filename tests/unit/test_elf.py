@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lollms_local.cli import doctor, native
+from lollms_local.devices import Device
 from lollms_local.elf import needed_libraries
 
 
@@ -124,3 +125,46 @@ def test_one_library_with_the_shared_runtime_is_enough_and_none_that_can_be_read
     assert found.verdict == "note" and "could be read" in found.detail and found.mend
     written(tmp_path, "libggml-base.so", elf("libstdc++.so.6"))
     assert check(monkeypatch, tmp_path).verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("libraries", "verdict", "says"),
+    [
+        ({"libllama.so": (), "libggml-cpu.so": ()}, "bad", "CPU only, but there is Some Card"),
+        ({"libllama.so": (), "libggml-cuda.so": ()}, "ok", "built for cuda"),
+        ({"libllama.so": (), "libggml.so": ("libcudart.so.12",)}, "ok", "built for cuda"),
+    ],
+)
+def test_a_llama_cpp_without_the_card_is_found_and_the_mend_builds_it_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, libraries: dict[str, tuple[str, ...]], verdict: str, says: str
+) -> None:
+    if platform.system() != "Linux":
+        return
+    for name, needed in libraries.items():
+        written(tmp_path, name, elf("libstdc++.so.6", *needed))
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "available_devices", lambda: [Device("cuda", name="Some Card"), Device("cpu")])
+    found = {c.name: c for c in doctor._native()}
+    assert found["llama.cpp device"].verdict == verdict and says in found["llama.cpp device"].detail
+    assert verdict == "ok" or "-DGGML_CUDA=on" in found["llama.cpp device"].mend
+
+
+def test_cublas_is_looked_for_where_the_loader_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if platform.system() != "Linux":
+        return
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    written(tmp_path, "libcublas.so.12", b"")
+    assert native.needs_cublas() is False
+
+
+def test_every_check_that_is_not_good_says_what_mends_it_whatever_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_runtime: object
+) -> None:
+    for name in ("libllama.so", "libggml-base.so"):
+        written(tmp_path, name, elf("libc.so.6"))
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "missing_packages", lambda engine: ["nothing"])
+    monkeypatch.setattr(doctor, "host_folder", lambda: None)
+    checks = list(doctor.diagnose())
+    assert any(c.verdict != "ok" for c in checks)
+    assert not [c.name for c in checks if c.verdict != "ok" and not c.mend]
