@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from lollms_local.cli import app
 from lollms_local.runtime import Runtime, Settings, set_runtime
 from tests.tiny import gguf
+from tests.tiny.projector import IMAGE_POSITIONS, projector
 
 TOP = Path(__file__).parents[2]
 
@@ -50,6 +52,21 @@ def typed(*arguments: str, given: str = "") -> Result:
 def test_run_answers_a_prompt(words: Path) -> None:
     result = typed("run", "Hello", "--grammar", str(words))
     assert result.exit_code == 0 and result.stdout == "Grüße, 世界.\n"
+
+
+def test_run_looks_at_pictures(model: Path, tmp_path: Path) -> None:
+    eyes = projector(tmp_path / "mmproj.gguf")
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    gguf.llama(tmp_path / "eyes.gguf", endless=True)
+    common = ("--max-tokens", "5", "--json")
+    seen = typed("run", "What is it?", "-i", str(tmp_path / "red.png"), *common, "-m", str(tmp_path / "eyes.gguf"))
+    blind = typed("run", "What is it?", *common, "-m", str(tmp_path / "eyes.gguf"))
+    counts = [json.loads(result.stdout)["prompt_tokens"] for result in (seen, blind)]
+    assert eyes.is_file() and counts[0] == counts[1] + IMAGE_POSITIONS + 1  # and the line break between them
+    refused = typed("run", "What is it?", "-i", str(tmp_path / "red.png"))
+    assert refused.exit_code == 1 and "cannot see images" in str(refused.exception)
+    missing = typed("run", "What is it?", "-i", str(tmp_path / "none.png"), "-m", str(tmp_path / "eyes.gguf"))
+    assert missing.exit_code == 1 and "no image at" in str(missing.exception)
 
 
 def test_run_reads_what_is_piped_in_after_the_prompt(words: Path) -> None:
