@@ -45,21 +45,13 @@ class HubSource:
         self._pause = pause
         self._stall_s = stall_s
 
+    def purpose(self, spec: ModelSpec, token: str) -> str:
+        """What the hub says the repository is for (its pipeline tag, e.g. "text-generation"); "" = it does not."""
+        return str(self._info(spec, token).pipeline_tag or "")
+
     def plan(self, spec: ModelSpec, token: str) -> DownloadPlan:
         """Ask the hub for names, sizes and digests, and choose."""
-        _refuse_offline(spec)
-        from huggingface_hub import HfApi
-
-        def ask() -> Any:
-            api = HfApi(endpoint=self._endpoint, token=token or None)
-            return api.model_info(
-                spec.origin.name,
-                revision=spec.origin.version or None,
-                files_metadata=True,
-                timeout=self._patience_s(),  # the client itself would wait for ever
-            )
-
-        info = self._try(spec, ask, tries=ASK_TRIES)
+        info = self._info(spec, token)
         every = tuple(
             PlannedFile(
                 path=s.rfilename,
@@ -77,6 +69,21 @@ class HubSource:
             licence=next((t.removeprefix("license:") for t in info.tags or () if t.startswith("license:")), ""),
             gated=bool(info.gated),
         )
+
+    def _info(self, spec: ModelSpec, token: str) -> Any:
+        _refuse_offline(spec)
+        from huggingface_hub import HfApi
+
+        def ask() -> Any:
+            api = HfApi(endpoint=self._endpoint, token=token or None)
+            return api.model_info(
+                spec.origin.name,
+                revision=spec.origin.version or None,
+                files_metadata=True,
+                timeout=self._patience_s(),  # the client itself would wait for ever
+            )
+
+        return self._try(spec, ask, tries=ASK_TRIES)
 
     def fetch(self, spec: ModelSpec, plan: DownloadPlan, folder: Path, report: Report, token: str) -> None:
         """Fetch each file into `folder`; what is there whole is not fetched again, a part is continued."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from ..errors import Cancelled, LocalModelError, ModelNotFound, UnsupportedReque
 from ..modalities.base import MODALITIES, Modality
 from ..runtime import get_runtime
 from .complete import modalities, model_names, sets
-from .offers import Offer, known_bytes, offers, record, refuse_full_disk, rows, show
+from .offers import Offer, known_bytes, offers, purpose_of, record, refuse_full_disk, rows, show
 from .output import AsJson, print_json, print_table, size
 from .progress import Bars
 
@@ -74,7 +75,7 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Fetch models; shows first what it will fetch, under which licence, and how each will run here."""
-    specs = choose(ids or [], modality, model_set)
+    specs = choose(ids or [], modality, model_set, ask=lambda name: purpose_of(name, token))
     download_models(specs, yes=yes, dry_run=dry_run, token=token, quiet=quiet, as_json=as_json)
 
 
@@ -181,8 +182,13 @@ def path(
     print_json({"id": model, "path": where}) if as_json else typer.echo(str(where))
 
 
-def choose(ids: list[str], modality: str, model_set: str) -> list[ModelSpec]:
+def choose(
+    ids: list[str], modality: str, model_set: str, ask: Callable[[str], Modality | None] = lambda name: None
+) -> list[ModelSpec]:
     """The models that a command line names, each once.
+
+    Args:
+        ask: what a repository that is not in the catalogue is for, if that can be known.
 
     Raises:
         UnsupportedRequest: it names none. ModelNotFound: an id is unknown.
@@ -192,7 +198,7 @@ def choose(ids: list[str], modality: str, model_set: str) -> list[ModelSpec]:
     if not ids and not wanted and not model_set:
         raise UnsupportedRequest("No model was named.", hint="Give ids, --set starter, or --modality.")
     if ids:
-        specs = [runtime.resolve(name, wanted) if wanted else _of_any_modality(name) for name in ids]
+        specs = [runtime.resolve(name, wanted) if wanted else _of_any_modality(name, ask) for name in ids]
     else:
         specs = runtime.catalog.select(modality=wanted, model_set=model_set)
         if not specs:
@@ -200,13 +206,16 @@ def choose(ids: list[str], modality: str, model_set: str) -> list[ModelSpec]:
     return list({spec.id: spec for spec in specs}.values())
 
 
-def _of_any_modality(name: str) -> ModelSpec:
+def _of_any_modality(name: str, ask: Callable[[str], Modality | None]) -> ModelSpec:
     catalog = get_runtime().catalog
     try:
         return catalog.get(name)
     except ModelNotFound as exc:
         if name.count("/") != 1 or name.startswith("/"):
             raise
+        found = ask(name)
+        if found is not None:
+            return get_runtime().resolve(name, found)
         raise UnsupportedRequest(
             f"{name} is not in the catalogue, so nobody has said what it is for.",
             hint=f"Say it, for instance: {name} --modality llm. There are {', '.join(MODALITIES)}.",

@@ -16,11 +16,28 @@ from ..devices import select_device
 from ..downloads import SPARE_BYTES
 from ..engines import missing_packages
 from ..errors import DownloadError, LocalModelError
+from ..modalities.base import Modality
 from ..runtime import get_runtime
 from .forecast import Forecast, forecast
 from .output import print_table, size
 
-__all__ = ["Offer", "free_disk", "known_bytes", "offers", "record", "refuse_full_disk", "rows", "show"]
+__all__ = ["Offer", "free_disk", "known_bytes", "offers", "purpose_of", "record", "refuse_full_disk", "rows", "show"]
+
+
+#: the hub's words for what a model does
+_PURPOSES: dict[str, Modality] = {
+    "text-generation": "llm",
+    "image-text-to-text": "llm",
+    "feature-extraction": "llm",
+    "sentence-similarity": "llm",
+    "text-to-image": "tti",
+    "image-to-image": "tti",
+    "automatic-speech-recognition": "stt",
+    "text-to-speech": "tts",
+    "text-to-audio": "ttm",
+    "text-to-video": "ttv",
+    "image-to-video": "ttv",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,14 @@ class Offer:
         weigh = self.plan.total_bytes if self.plan else known_bytes(self.spec)
         missing = tuple(missing_packages(self.spec.engine))
         return forecast(self.spec, weigh, select_device("auto"), get_runtime().manager.room, missing)
+
+
+def purpose_of(repository: str, token: str) -> Modality | None:
+    """What a repository of the hub is for, by its page; None = its page does not say. Raises DownloadError."""
+    from ..hub_source import HubSource
+
+    nothing = ModelSpec(id="unknown", modality="llm", engine="llama_cpp", source=f"hf:{repository}")
+    return _PURPOSES.get(HubSource().purpose(nothing, token))
 
 
 def offers(specs: Sequence[ModelSpec], folder: Path, token: str) -> list[Offer]:

@@ -97,9 +97,14 @@ def test_of_a_set_what_the_hub_does_not_have_does_not_stop_the_others(hub: FakeH
     assert "whisper-base: The hub has no model Systran/faster-whisper-base" in err
 
 
-def test_a_repository_alone_asks_what_it_is_for(hub: FakeHub, tmp_path: Path) -> None:
+def test_what_a_repository_alone_is_for_says_its_page_or_it_is_asked(hub: FakeHub, tmp_path: Path) -> None:
     code, _, err = run(hub, tmp_path / "models", "some/net", "--dry-run")
-    assert code == 1 and "--modality" in err and hub.requests == 0
+    assert code == 1 and "--modality" in err
+    hub.purpose = "text-to-speech"
+    code, out, err = run(hub, tmp_path / "models", "some/net", "--dry-run", "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)
+    assert (row["modality"], row["engine"], row["fetch_bytes"]) == ("tts", "bark", sum(map(len, FILES.values())))
 
 
 def test_HF_HUB_OFFLINE_means_that_nothing_is_asked(hub: FakeHub, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class FakeHub:
         ignores_ranges: whoever asks for the rest gets the whole.
         excess: bytes that come after the end of each file.
         gated: files are refused as the hub does for a gated model, unless the token "good" is sent.
+        purpose: the repository's pipeline tag.
         ranges: the Range headers that were seen, to show that a download went on where it stopped.
     """
 
@@ -49,6 +50,7 @@ class FakeHub:
     excess: int = 0
     wrong: set[str] = field(default_factory=set)
     gated: bool = False
+    purpose: str = ""
     ranges: list[str] = field(default_factory=list)
     gets: int = 0
     requests: int = 0
@@ -66,6 +68,7 @@ class FakeHub:
             rows.append(row)
         gated = "manual" if self.gated else False
         said = {"id": "some/net", "sha": COMMIT, "tags": ["license:mit"], "private": False, "gated": gated}
+        said.update({"pipeline_tag": self.purpose} if self.purpose else {})
         return json.dumps({**said, "siblings": rows}).encode()
 
 
