@@ -1,6 +1,7 @@
 """A soak of the manager: random requests over six modalities, several threads, a budget below the models' sum.
 
-    python benchmarks/bench_swap.py --requests 1000 --threads 4 --budget-gb 0.6
+    python benchmarks/bench_swap.py --requests 1000 --threads 4 --budget-gb 1.2
+    python benchmarks/bench_swap.py --cycles 200    resident memory over cycles of load, work, unload; engines in turn
 
 Real starter models for chat, speech out and speech in; tiny ones with random weights for pictures, films, music. Prints
 failures, samples over budget (20 a second: what the manager has granted, and what the process has gained in resident
@@ -11,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
+import json
 import random
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TOP = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(TOP))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.side_by_side import over_cycles
 
 GIB = 1 << 30
 
@@ -81,8 +86,9 @@ class Watch(threading.Thread):
             self.worst_rss = max(self.worst_rss, self._process.memory_info().rss - self._base)
 
 
-def soak(requests: int, threads: int, budget_gb: float, seed: int) -> int:
-    """Run it; returns the exit code."""
+@contextmanager
+def six_modalities(budget_gb: float) -> Iterator[tuple[Any, dict[str, Callable[[], Any]]]]:
+    """The manager, and one small request per modality, each made once already."""
     from lollms_local.client import connect
     from lollms_local.runtime import Runtime, Settings, set_runtime
 
@@ -97,8 +103,29 @@ def soak(requests: int, threads: int, budget_gb: float, seed: int) -> int:
         sound = client.tts.generate_audio("The quick brown fox jumps over the lazy dog.")
         work = jobs(client, sound)
         for job in work.values():
-            job()  # imports, so that the watch sees models and not libraries
+            job()  # imports, so that what follows measures models and not libraries
         runtime.manager.unload_idle()
+        yield runtime, work
+        runtime.manager.close()
+
+
+def cycles(count: int) -> int:
+    """Load, work, unload; one engine after the other."""
+    with six_modalities(0.0) as (runtime, work):
+        turns = itertools.cycle(work.values())
+
+        def cycle() -> None:
+            next(turns)()
+            runtime.manager.unload_idle()
+
+        found = over_cycles(cycle, count)
+    print(json.dumps(found))
+    return 0
+
+
+def soak(requests: int, threads: int, budget_gb: float, seed: int) -> int:
+    """Run it; returns the exit code."""
+    with six_modalities(budget_gb) as (runtime, work):
         watch = Watch(runtime.manager, int(budget_gb * GIB))
         watch.start()
         began = time.monotonic()
@@ -107,7 +134,6 @@ def soak(requests: int, threads: int, budget_gb: float, seed: int) -> int:
         watch.done.set()
         watch.join()
         evictions = len(runtime.manager.explain())
-        runtime.manager.close()
     print(f"{requests} requests from {threads} threads in {took:.0f} s; budget {budget_gb} GiB")
     print(f"failures {sum(failures.values())} {dict(failures)}")
     print(f"samples {watch.samples}, over budget {watch.over}, with a model twice {watch.doubles}")
@@ -144,9 +170,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--budget-gb", type=float, default=0.6)
+    parser.add_argument("--budget-gb", type=float, default=1.2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cycles", type=int, default=0)
     given = parser.parse_args()
+    if given.cycles:
+        return cycles(given.cycles)
     return soak(given.requests, given.threads, given.budget_gb, given.seed)
 
 

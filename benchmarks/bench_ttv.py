@@ -1,10 +1,11 @@
 """Video: what our engine costs over the plain pipeline, and how much memory the parts of a film take.
 
     python benchmarks/bench_ttv.py            ratio of wall time, engine / plain pipeline (goal: at most 1.02)
+    python benchmarks/bench_ttv.py --soak 50  resident memory after each of 50 load, film, unload cycles
     python benchmarks/bench_ttv.py --memory   peak memory of real-size VAEs and transformer blocks, random weights
 
-The second is where `decoder_copies` and `denoiser_copies` of `engines/_video_families.py` come from. It needs Linux,
-for the peak of memory, and some minutes. Run both on a calm machine.
+The last is where `decoder_copies` and `denoiser_copies` of `engines/_video_families.py` come from. It needs Linux,
+for the peak of memory, and some minutes. Run all on a calm machine.
 """
 
 from __future__ import annotations
@@ -205,14 +206,36 @@ def _transformer() -> None:
         )
 
 
+def soak(cycles: int) -> None:
+    """Resident MB after each load, film, unload cycle through the host, and the slope after the tenth."""
+    import json
+
+    from benchmarks.side_by_side import over_cycles
+    from lollms_local.client import connect
+    from tests.tiny import video
+
+    with tempfile.TemporaryDirectory() as place:
+        binding = connect(video=str(video.save(video.wan(), Path(place) / "wan")), llm_binding_name="").ttv
+
+        def cycle() -> None:
+            assert binding.generate_video("a heron", width=32, height=32, num_frames=5, steps=1, seed=1)
+            assert binding.unload_model()
+
+        print(json.dumps(over_cycles(cycle, cycles)))
+
+
 def main() -> int:
-    """Run one of the two; 1 if the ratio misses its goal."""
+    """Run one of them; 1 if the ratio misses its goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--soak", type=int, default=0, metavar="CYCLES")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     if arguments.memory:
         measure_memory()
+        return 0
+    if arguments.soak:
+        soak(arguments.soak)
         return 0
     return 0 if measure_ratio(arguments.rounds) <= 1.02 else 1
 
