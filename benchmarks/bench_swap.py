@@ -81,7 +81,7 @@ class Watch(threading.Thread):
         while not self.done.wait(0.05):
             rows = self._manager.snapshot()
             self.samples += 1
-            self.over += sum(row.claims.get("ram", 0) for row in rows) > self._budget
+            self.over += sum(row.charged.get("ram", 0) for row in rows) > self._budget
             self.doubles += len({row.key for row in rows}) != len(rows)
             self.worst_rss = max(self.worst_rss, self._process.memory_info().rss - self._base)
 
