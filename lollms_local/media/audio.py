@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Union
 
 from ..errors import MediaError
-from .files import open_source
+from .containers import av_errors, decoded_frames, open_container
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,23 +23,17 @@ __all__ = [
     "AudioSource",
     "array_frames",
     "audio_duration_s",
-    "av_errors",
     "channel_layout",
     "check_audio",
     "decode_audio",
     "iter_audio",
-    "open_container",
     "resample",
 ]
-
-log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 16
 MIN_RATE, MAX_RATE = 1_000, 768_000
 #: the longest sound that is held in memory at once; longer ones are read in pieces by `iter_audio`
 MAX_DURATION_S = 2 * 3600.0
-#: damaged packets after which a file is given up
-MAX_BAD_PACKETS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,68 +252,7 @@ def _file_frames(source: Any) -> Generator[Any, None, None]:
                 hint="The file is damaged; record or download it again.",
             )
         said_s = float(track.duration * track.time_base) if track.duration and track.time_base else 0.0
-        yield from _decoded(container, track, name, said_s)
-
-
-@contextlib.contextmanager
-def open_container(source: Any) -> Iterator[tuple[Any, str]]:
-    """A PyAV container over a source, read by the demuxer that its first bytes name, and the source's name."""
-    import av
-
-    with (
-        open_source(source) as (stream, container_format, name),
-        av_errors(name),
-        av.open(stream, format=container_format, metadata_errors="replace", io_open=_refuse_other_files) as container,
-    ):
-        yield container, name
-
-
-def _decoded(container: Any, track: Any, name: str, said_s: float) -> Iterator[Any]:
-    """All frames that can be decoded: damaged packets are left out, a missing end is said in the log."""
-    import av
-
-    done_s, bad = 0.0, 0
-    packets = container.demux(track)
-    while True:
-        try:
-            packet = next(packets)
-            frames = packet.decode()
-        except StopIteration:
-            break
-        except av.error.InvalidDataError as exc:
-            bad += 1
-            if bad > MAX_BAD_PACKETS:
-                raise MediaError(f"{name} is damaged.", hint="Record or download it again.") from exc
-            continue
-        for frame in frames:
-            done_s += frame.samples / frame.sample_rate
-            yield frame
-    if bad and not done_s:
-        raise MediaError(f"{name} is damaged: nothing in it can be decoded.", hint="Record or download it again.")
-    if bad:
-        log.warning("%s is damaged: %d packets were left out.", name, bad)
-    if said_s - done_s > max(0.5, 0.02 * said_s):
-        log.warning("%s is cut short: it says %.1f s and holds %.1f s; all of that is used.", name, said_s, done_s)
-
-
-def _refuse_other_files(url: str, flags: int, options: Mapping[str, str]) -> Any:
-    raise MediaError("The file points at another file.", hint="Give a file that holds its own sound.")
-
-
-@contextlib.contextmanager
-def av_errors(name: str) -> Iterator[None]:
-    """The one place where PyAV's errors become ours. It raises ValueError and IndexError too, for odd headers."""
-    import av
-
-    try:
-        yield
-    except MediaError:
-        raise
-    except (av.error.FFmpegError, ValueError, IndexError, OverflowError) as exc:
-        raise MediaError(
-            f"{name} is damaged or of a kind that cannot be decoded ({type(exc).__name__}).",
-            hint="Record or download it again, or convert it to WAV.",
-        ) from exc
+        yield from decoded_frames(container, track, name, said_s)
 
 
 def _human_s(seconds: float) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MediaError
-from .audio import Audio, array_frames, av_errors, channel_layout, resample
+from .audio import Audio, array_frames, channel_layout, resample
+from .containers import av_errors
 
 __all__ = ["add_audio_stream", "encode_audio", "mux_audio"]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MediaError
-from .audio import Audio, av_errors, decode_audio, open_container, resample
+from .audio import Audio, decode_audio, resample
 from .audio_encode import add_audio_stream, mux_audio
+from .containers import av_errors, open_container
 
 if TYPE_CHECKING:
     import numpy as np
