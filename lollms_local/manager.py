@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 from . import memory as memory_module
 from .admission import Table
 from .board import Board
+from .cores import CORES
 from .devices import Memory, pool_memory
 from .errors import ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
@@ -326,17 +327,23 @@ class ModelManager:
 class _Lease(AbstractContextManager[M], Generic[M]):
     """What `lease` returns. Good for one `with` block."""
 
-    __slots__ = ("_manager", "_request", "_slot")
+    __slots__ = ("_job", "_manager", "_request", "_slot")
 
     def __init__(self, manager: ModelManager, request: Request) -> None:
         self._manager, self._request = manager, request
         self._slot: Slot | None = None
+        self._job: int | None = None
 
     def __enter__(self) -> M:
         self._slot = self._manager._acquire(self._request)
+        if self._slot.on_cores:
+            self._job = CORES.begin()
         return self._slot.model  # type: ignore[no-any-return]
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         slot, self._slot = self._slot, None
+        job, self._job = self._job, None
+        if job is not None:
+            CORES.end(job)
         if slot is not None:
             self._manager._release(slot, self._request)

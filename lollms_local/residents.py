@@ -109,6 +109,11 @@ class Slot:
     def leases(self) -> int:
         return sum(self.users.values())
 
+    @property
+    def on_cores(self) -> bool:
+        """Whether it computes on the CPU: all it has is RAM. (Apple's GPUs look the same from here.)"""
+        return self.charged.keys() <= {"ram"}
+
     def has_turn_for(self, caller: Caller) -> bool:
         """Whether one more caller may use it. A thread that uses it may come again: it cannot race with itself."""
         limit = self.terms.concurrency

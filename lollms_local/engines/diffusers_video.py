@@ -182,7 +182,8 @@ class DiffusersVideo:
         decoding = set_up(pipe, self._rules, mode)
         frames_as_bytes(pipe, request.keep_frames)
         arguments, notes = film_arguments(pipe, self._rules, prompt, asked, request, image, seed)
-        frames = self._run(pipe, {**arguments, **decoding}, request, mode, control)
+        with control.behind_conversations() as control:
+            frames = self._run(pipe, {**arguments, **decoding}, request, mode, control)
         if len(frames) != request.keep_frames:
             raise GenerationError(
                 f"{self._what} made {len(frames)} frames where {request.keep_frames} were asked for.",

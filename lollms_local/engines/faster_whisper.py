@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,7 @@ from ..catalog import ModelSpec
 from ..devices import Device, cpu_threads
 from ..errors import GenerationError, InsufficientMemory, LoadError, LocalModelError, UnsupportedRequest
 from ..footprint import Footprint
-from ..media import Audio, AudioSource, audio_duration_s, iter_audio
+from ..media import Audio, AudioSource, audio_duration_s
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.transcription import Segment, Transcript, TranscriptionLoadOptions, TranscriptionOptions, Word
 from ._whisper_features import BlockFeatures
@@ -36,6 +36,8 @@ from ._whisper_folder import (
     loading_bytes,
     usable_device,
 )
+from ._whisper_lines import lines_of
+from ._whisper_pieces import recording_pieces
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -44,10 +46,6 @@ __all__ = ["FasterWhisperTranscriber"]
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
-PIECE_S = 600.0
-#: a piece may end this much earlier, at its quietest moment
-CUT_WINDOW_S = 20.0
 #: shorter recordings are decoded one stretch after the other: there is nothing to put side by side
 BATCH_FROM_S = 60.0
 #: characters of the piece before that guide the next one
@@ -127,19 +125,29 @@ class FasterWhisperTranscriber:
             raise GenerationError(f"The model {self.name} is closed.", hint="Lease it again.")
         settings = self._settings(options)
         total_s = audio_duration_s(audio)
+        long = total_s >= BATCH_FROM_S
+        with control.behind_conversations() if long else nullcontext(control) as control:
+            return self._transcribed(model, audio, total_s, settings, options, control)
+
+    def _transcribed(
+        self, model: WhisperModel, audio: AudioSource, total_s: float, settings: dict[str, Any],
+        options: TranscriptionOptions, control: Control,
+    ) -> Transcript:  # fmt: skip
         said: list[str] = []
         segments: list[Segment] = []
         language, probability, offset_s = "", 0.0, 0.0
-        for piece in _pieces(audio):
+        for piece in recording_pieces(audio):
             control.check()
             if said and options.condition_on_previous_text:
                 settings["initial_prompt"] = "".join(said)[-CARRIED_CHARS:]
             end_s = offset_s + piece.duration_s
+            batch = self._batch_size(options, piece.duration_s)
             with _whisper_errors(f"The model {self.name}", GenerationError):
-                found, info = self._start(model, piece, settings, options)
+                found, info = self._start(model, piece, settings, batch)
             for segment in self._found(found):
                 said.append(segment.text)
-                segments.append(_segment(segment, offset_s, self.name))
+                lines = lines_of(segment, keep_words=options.word_timestamps) if batch > 1 else (segment,)
+                segments.extend(_segment(line, offset_s, self.name) for line in lines)
                 control.report(min(segments[-1].end_s, end_s), max(total_s, end_s), "s", "transcribe")
             if info.duration_after_vad > 0 and not language:
                 language, probability = info.language, float(info.language_probability)
@@ -148,22 +156,23 @@ class FasterWhisperTranscriber:
             control.report(offset_s, max(total_s, offset_s), "s", "transcribe")
         return Transcript("".join(said).strip(), tuple(segments), language, probability, offset_s, self.name)
 
-    def _start(
-        self, model: WhisperModel, piece: Audio, settings: dict[str, Any], options: TranscriptionOptions
-    ) -> tuple[Iterator[Any], Any]:
+    @staticmethod
+    def _start(model: WhisperModel, piece: Audio, settings: dict[str, Any], batch: int) -> tuple[Iterator[Any], Any]:
         """faster-whisper's lazy segments and its information, in batches where that pays."""
-        batch = self._batch_size(options, piece.duration_s)
         if batch == 1:
             return model.transcribe(piece.samples[0], **settings)  # type: ignore[no-any-return]
         from faster_whisper import BatchedInferencePipeline
 
         # a batch has no step after which to try again: what only serves that is left out
-        batched = {k: v for k, v in settings.items() if k not in ("condition_on_previous_text", "vad_parameters")}
+        left_out = ("condition_on_previous_text", "vad_parameters", "word_timestamps")
+        batched = {k: v for k, v in settings.items() if k not in left_out}
         vad = {k: v for k, v in settings["vad_parameters"].items() if k == "threshold"}
         return BatchedInferencePipeline(model).transcribe(  # type: ignore[no-any-return]
             piece.samples[0],
             batch_size=batch,
-            without_timestamps=False,  # its default gives lines of up to 30 seconds: useless as subtitles
+            # with the model's own time marks a batch lost one word in twenty (tiny.en): what follows an early mark.
+            # Without them a line lasts up to 30 seconds; the words' times are there to cut it by.
+            word_timestamps=True,
             vad_parameters={**vad, "min_silence_duration_ms": 160},
             **batched,
         )
@@ -251,38 +260,6 @@ def _segment(found: Any, offset_s: float, name: str) -> Segment:
 
 def _time(seconds: Any, offset_s: float) -> float:
     return round(float(seconds) + offset_s, 3)
-
-
-# --- the recording ------------------------------------------------------------------------------------------------
-
-
-def _pieces(audio: AudioSource) -> Iterator[Audio]:
-    """The recording at 16 kHz, mono, clipped to -1..1, in pieces of at most ten minutes that end in a quiet moment."""
-    import numpy as np
-
-    kept: Any = np.empty((1, 0), np.float32)
-    end = int(PIECE_S * SAMPLE_RATE)
-    for part in iter_audio(audio, sample_rate=SAMPLE_RATE, mono=True, piece_s=PIECE_S):
-        # samples far outside -1..1 make Whisper hallucinate for twenty seconds per second of sound
-        kept = np.concatenate([kept, np.clip(part.samples, -1.0, 1.0)], axis=1)
-        del part  # a piece is 37 MiB, and its reader is about to need room
-        while kept.shape[1] > end:
-            cut = _quiet_cut(kept[0], end)
-            piece, kept = kept[:, :cut], kept[:, cut:].copy()
-            yield Audio(piece, SAMPLE_RATE)
-    if kept.shape[1]:
-        yield Audio(kept, SAMPLE_RATE)
-
-
-def _quiet_cut(samples: Any, end: int) -> int:
-    """Where to end a piece: the middle of the quietest 0.3 s in the 20 s before `end`."""
-    import numpy as np
-
-    width = int(0.1 * SAMPLE_RATE)
-    start = end - int(CUT_WINDOW_S * SAMPLE_RATE)
-    blocks = samples[start:end].reshape(-1, width)
-    energy = np.convolve(np.square(blocks).mean(axis=1), np.ones(3), mode="valid")
-    return start + int((int(energy.argmin()) + 1.5) * width)
 
 
 @contextmanager

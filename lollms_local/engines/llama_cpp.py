@@ -97,6 +97,7 @@ class LlamaCppChat:
             n_ctx=self._placement.n_ctx,
             n_threads=threads,
             n_threads_batch=options.n_threads_batch or threads,
+            shares_cores=not options.n_threads and not options.n_threads_batch,
         )
         self._contexts.append(context)
         return context

@@ -108,7 +108,7 @@ class MusicgenMusic:
         control.check()
         source = None if request.source is None else self._fitted(request.source)
         melody = None if request.melody is None else self._melody(request.melody)
-        with _torch.foreign_errors("MusicGen"), self._inference():
+        with _torch.foreign_errors("MusicGen"), self._inference(), control.behind_conversations() as control:
             codes = self._compose(prompts, melody, source, options, seed, control)
             samples = self._sound(codes, control)
         return Music(Audio(self._finished(samples, source, options), self.sample_rate), seed)

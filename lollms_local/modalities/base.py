@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
+from typing_extensions import Self
+
+from ..cores import CORES, Batch
 from ..errors import Cancelled
 from ..options import Options, choice
 
@@ -41,10 +45,12 @@ class Control:
     Attributes:
         cancelled: polled from the working thread; True means stop now.
         on_progress: told after every step; an exception that it raises stops the job and reaches the caller.
+        batch: set for a job that lets others compute first, see `behind_conversations`.
     """
 
     cancelled: Callable[[], bool] = field(default=lambda: False)
     on_progress: Callable[[Progress], None] | None = None
+    batch: Batch | None = None
 
     def check(self) -> None:
         """Raise `Cancelled` if the caller has asked to stop."""
@@ -52,10 +58,18 @@ class Control:
             raise Cancelled()
 
     def report(self, done: float, total: float, unit: str, stage: str = "", preview: Any = None) -> None:
-        """Check, then tell the caller how far the job is."""
+        """Check, tell the caller how far the job is, and let others go first if it is a job that does."""
         self.check()
         if self.on_progress is not None:
             self.on_progress(Progress(done, total, unit, stage, preview))
+        if self.batch is not None:
+            self.batch.give_way(self.check)
+
+    @contextmanager
+    def behind_conversations(self) -> Iterator[Self]:
+        """The control of a long job on the CPU: between its steps it waits while someone waits for a shorter one."""
+        with CORES.batch() as batch:
+            yield replace(self, batch=batch)
 
 
 class LoadOptions(Options):

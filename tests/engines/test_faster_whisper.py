@@ -20,7 +20,8 @@ import pytest
 from lollms_local.catalog import ModelSpec
 from lollms_local.devices import Device, cpu_threads
 from lollms_local.engines._whisper_features import BlockFeatures
-from lollms_local.engines.faster_whisper import BATCH_FROM_S, FasterWhisperTranscriber, _pieces
+from lollms_local.engines._whisper_pieces import recording_pieces
+from lollms_local.engines.faster_whisper import BATCH_FROM_S, FasterWhisperTranscriber
 from lollms_local.errors import (
     Cancelled,
     GenerationError,
@@ -158,13 +159,19 @@ def test_a_minute_is_the_library_s_minute_and_so_is_a_minute_in_batches(
 
     assert minute.duration_s > BATCH_FROM_S
     same = {"beam_size": 1, "temperature": 0.0}  # a second try draws lots
-    one = transcribe(engine, minute, temperature=0.0)
+    one = transcribe(engine, minute, temperature=0.0, batch_size=1)
     assert rows(one) == rows(plain.transcribe(minute.samples[0], vad_filter=True, **same))
     batched = transcribe(engine, minute, temperature=0.0, batch_size=4)
     theirs = BatchedInferencePipeline(plain).transcribe(
-        minute.samples[0], batch_size=4, without_timestamps=False, vad_parameters=None, **same
+        minute.samples[0], batch_size=4, word_timestamps=True, vad_parameters={"min_silence_duration_ms": 160}, **same
     )
-    assert rows(batched) == rows(theirs)
+    theirs = list(theirs[0])
+    spoken_words = [word for segment in theirs for word in segment.words]
+    assert batched.text == "".join(segment.text for segment in theirs).strip()
+    assert [w for s in batched.segments for w in s.text.split()] == [w.word.strip() for w in spoken_words]
+    starts = {round(word.start, 3) for word in spoken_words}
+    assert {segment.start_s for segment in batched.segments} <= starts
+    assert all(s.end_s - s.start_s <= 7 and len(s.text) <= 84 and not s.words for s in batched.segments)
     for found in (one, batched):
         heard, said = set(words(found.text)), set(words(" ".join([*STORY, TEXT])))
         assert len(heard & said) > 0.9 * len(said)
@@ -175,7 +182,7 @@ def test_a_recording_of_several_pieces_loses_no_word_and_keeps_its_time(
     engine: FasterWhisperTranscriber, story: Audio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = transcribe(engine, story, temperature=0.0, word_timestamps=True)
-    monkeypatch.setattr("lollms_local.engines.faster_whisper.PIECE_S", 24.0)
+    monkeypatch.setattr("lollms_local.engines._whisper_pieces.PIECE_S", 24.0)
     told: list[Progress] = []
     pieces = transcribe(engine, story, Control(on_progress=told.append), temperature=0.0, word_timestamps=True)
     heard, said = words(pieces.text), set(words(" ".join(STORY)))
@@ -267,7 +274,8 @@ def test_cancel_between_lines_stops_at_once_and_the_next_call_is_right(
     before = rows(transcribe(engine, speech))
     told: list[Progress] = []
     with pytest.raises(Cancelled):
-        transcribe(engine, minute, Control(cancelled=lambda: len(told) > 0, on_progress=told.append))
+        stopping = Control(cancelled=lambda: len(told) > 0, on_progress=told.append)
+        transcribe(engine, minute, stopping, batch_size=1)
     assert len(told) == 1 and 0 < told[0].done < 40 and told[0].unit == "s"
     assert rows(transcribe(engine, speech)) == before
 
@@ -404,7 +412,7 @@ class TenHours(io.RawIOBase):
 
 def test_ten_hours_are_read_piece_by_piece(engine: FasterWhisperTranscriber) -> None:
     file = TenHours()
-    pieces = _pieces(file)  # type: ignore[arg-type]
+    pieces = recording_pieces(file)  # type: ignore[arg-type]
     first = next(pieces)
     pieces.close()
     assert 570 <= first.duration_s <= 600

@@ -9,7 +9,7 @@ import pytest
 
 from lollms_local.devices import Device
 from lollms_local.engines._whisper_folder import choose_compute_type
-from lollms_local.engines.faster_whisper import PIECE_S, SAMPLE_RATE, _pieces, _quiet_cut
+from lollms_local.engines._whisper_pieces import PIECE_S, SAMPLE_RATE, _quiet_cut, recording_pieces
 from lollms_local.errors import UnsupportedRequest
 from lollms_local.media import Audio
 from lollms_local.modalities.transcription import Segment, Transcript, TranscriptionOptions, Word, turns_by_pauses
@@ -84,11 +84,11 @@ def test_a_long_recording_is_cut_where_it_is_quiet_and_nothing_is_lost() -> None
     quiet = int((PIECE_S - 7.3) * SAMPLE_RATE)
     samples[quiet - 8000 : quiet + 8000] = 0
     assert abs(_quiet_cut(samples, int(PIECE_S * SAMPLE_RATE)) - quiet) < 8000
-    pieces = list(_pieces(Audio(samples, SAMPLE_RATE)))
+    pieces = list(recording_pieces(Audio(samples, SAMPLE_RATE)))
     assert len(pieces) == 2
     assert np.array_equal(np.concatenate([p.samples[0] for p in pieces]), samples)
 
 
 def test_a_recording_up_to_the_limit_is_one_piece() -> None:
     samples = np.zeros(int(PIECE_S * SAMPLE_RATE), np.float32)
-    assert [p.samples.shape[1] for p in _pieces(Audio(samples, SAMPLE_RATE))] == [len(samples)]
+    assert [p.samples.shape[1] for p in recording_pieces(Audio(samples, SAMPLE_RATE))] == [len(samples)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...cores import CORES
 from ...errors import Cancelled, GenerationError, InsufficientMemory, LoadError
 from ...modalities.base import Control
 from ...modalities.chat import ChatLoadOptions
@@ -55,6 +56,7 @@ class Context:
         n_ctx: int,
         n_threads: int,
         n_threads_batch: int,
+        shares_cores: bool = False,
         sequences: int = 1,
         pooling: int | None = None,
     ) -> None:
@@ -87,6 +89,8 @@ class Context:
         self.n_batch = int(lib.llama_n_batch(self.handle))
         self.n_ubatch = int(lib.llama_n_ubatch(self.handle))
         self.tokens: list[int] = []
+        self._shares_cores = shares_cores
+        self._wanted, self._threads = n_threads, n_threads
         self._memory = lib.llama_get_memory(self.handle)
         self.abort = AbortFlag()
         self.abort.attach(self.handle)
@@ -117,6 +121,8 @@ class Context:
                 control.report(start + len(part), total, "token", "prompt")
 
     def _decode(self, part: Sequence[int], all_logits: bool) -> None:
+        if self._shares_cores:
+            self._take_share()
         code = self.lib.llama_decode(self.handle, self._batch.filled(part, len(self.tokens), all_logits))
         if code == 0:
             self.tokens.extend(part)
@@ -131,6 +137,13 @@ class Context:
                 hint="Use a smaller ctx_size, n_ubatch or n_gpu_layers.",
             )
         raise GenerationError(f"llama.cpp could not read {len(part)} tokens (code {code}): {reason}.")
+
+    def _take_share(self) -> None:
+        """Use no more cores than other jobs of this process leave: threads that wait for a core spin on it."""
+        threads = CORES.share(self._wanted)
+        if threads != self._threads:
+            self.lib.llama_set_n_threads(self.handle, threads, threads)
+            self._threads = threads
 
     def truncate(self, length: int) -> int:
         """Keep the first `length` tokens, if the cache can; returns how many are left (recurrent models: 0 or all)."""

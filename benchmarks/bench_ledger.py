@@ -1,0 +1,178 @@
+"""What the manager predicts for a model in RAM beside what the kernel saw, each engine in a process of its own.
+
+    python benchmarks/bench_ledger.py [CASE ...]
+
+Prints JSON: predicted and measured MB, of the weights after a load and of the whole at the peak of a job that uses what
+was planned for (a full context, a long recording), both less what the libraries take by themselves; and the errors.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lollms_local.memory import give_back
+from lollms_local.modalities.base import Control
+from lollms_local.runtime import Job, Runtime
+
+#: a job and what to do with its model
+Case = tuple[Job, Callable[[Any], Any]]
+
+
+def _job(runtime: Runtime, name: str, modality: Any, options: Any) -> Job:
+    return Job(runtime.resolve(name, modality), options, runtime.models_dir)
+
+
+def llama(runtime: Runtime, folder: Path) -> Case:
+    """SmolLM2-135M with a full context of 8192 tokens."""
+    from lollms_local.modalities.chat import ChatLoadOptions, ChatOptions, ChatRequest
+
+    options = ChatLoadOptions(ctx_size=8192, prompt_cache_mb=0)
+    request = ChatRequest(prompt="heron lake " * 3900)
+    return _job(runtime, "smollm2-135m-instruct", "llm", options), lambda model: model.generate(
+        request, ChatOptions(n_predict=64, temperature=0), Control(), lambda piece: True
+    )
+
+
+def whisper(runtime: Runtime, folder: Path) -> Case:
+    """Whisper tiny.en and eleven minutes of sound: more than one piece."""
+    import numpy as np
+
+    from lollms_local.media import Audio
+    from lollms_local.modalities.transcription import TranscriptionLoadOptions, TranscriptionOptions
+    from tests.spoken import spoken
+
+    sound = spoken(runtime.models_dir)
+    file = folder / "long.wav"
+    file.write_bytes(_wav(Audio(np.tile(sound.samples, (1, int(660 / sound.duration_s))), sound.sample_rate)))
+    return _job(runtime, "whisper-tiny.en", "stt", TranscriptionLoadOptions()), lambda model: model.transcribe(
+        file, TranscriptionOptions(temperature=0), Control()
+    )
+
+
+def _wav(audio: Any) -> bytes:
+    from lollms_local.media import encode_audio
+
+    return encode_audio(audio, "wav")
+
+
+def piper(runtime: Runtime, folder: Path) -> Case:
+    """The starter voice and a long sentence."""
+    return _speech(runtime, "piper-en-us-joe-medium")
+
+
+def vits(runtime: Runtime, folder: Path) -> Case:
+    """VITS of the published size."""
+    from benchmarks.bench_tts import full_vits
+
+    return _speech(runtime, str(full_vits(folder / "vits")))
+
+
+def bark(runtime: Runtime, folder: Path) -> Case:
+    """A Bark of 60 million parameters."""
+    from benchmarks.bench_tts import middle_bark
+
+    return _speech(runtime, str(middle_bark(folder / "bark")))
+
+
+def _speech(runtime: Runtime, name: str) -> Case:
+    from benchmarks.bench_tts import LINE
+    from lollms_local.modalities.speech import SpeechLoadOptions, SpeechOptions
+
+    return _job(runtime, name, "tts", SpeechLoadOptions()), lambda model: model.speak(LINE, SpeechOptions(), Control())
+
+
+def musicgen(runtime: Runtime, folder: Path) -> Case:
+    """A MusicGen with a decoder of 40 million parameters, twelve seconds."""
+    from benchmarks.bench_ttm import middle_musicgen
+    from lollms_local.modalities.music import MusicLoadOptions, MusicOptions, MusicRequest
+
+    job = _job(runtime, str(middle_musicgen(folder / "musicgen")), "ttm", MusicLoadOptions())
+    return job, lambda model: model.compose(MusicRequest(("a waltz",)), MusicOptions(duration=12), Control())
+
+
+def image(runtime: Runtime, folder: Path) -> Case:
+    """An SD-shaped pipeline of 80 million parameters, 512x512."""
+    from benchmarks.bench_tti import middle_pipeline
+    from lollms_local.modalities.image import ImageLoadOptions, ImageOptions
+
+    middle_pipeline().save_pretrained(folder / "image")
+    job = _job(runtime, str(folder / "image"), "tti", ImageLoadOptions())
+    options = ImageOptions(width=512, height=512, steps=2)
+    return job, lambda model: model.generate("a heron", options, Control())
+
+
+def video(runtime: Runtime, folder: Path) -> Case:
+    """A Wan-shaped pipeline, 17 frames."""
+    from benchmarks.bench_ttv import middle_wan
+    from lollms_local.modalities.video import VideoLoadOptions, VideoOptions
+
+    job = _job(runtime, str(middle_wan(folder / "video")), "ttv", VideoLoadOptions())
+    options = VideoOptions(width=256, height=256, num_frames=17, steps=2)
+    return job, lambda model: model.generate("a heron", options, Control())
+
+
+CASES: dict[str, Callable[[Runtime, Path], Case]] = {
+    made.__name__: made for made in (llama, whisper, piper, vits, bark, musicgen, image, video)
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The second load and job in a process: in the first the libraries take what they keep for good."""
+    from benchmarks.bench_ttv import _status
+
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = Runtime()
+        job, use = CASES[name](runtime, Path(folder))
+        runtime.call(job, use)
+        runtime.unload(job)
+        gc.collect()
+        give_back()
+        before = _status("VmRSS")
+        _, plan = runtime.footprint(job)
+        with runtime.lease(job) as model:
+            held = _status("VmRSS") - before
+            Path("/proc/self/clear_refs").write_text("5")
+            use(model)
+            peak = _status("VmHWM") - before
+        runtime.unload(job)
+        return {
+            "case": name,
+            "planned_weights_mb": round(plan.weights_bytes / 1e6, 1),
+            "held_mb": round(held / 1e6, 1),
+            "planned_mb": round(plan.total_bytes / 1e6, 1),
+            "peak_mb": round(peak / 1e6, 1),
+            "planned_over_peak": round(plan.total_bytes / max(1, peak), 3),
+        }
+
+
+def main() -> int:
+    """Every case in a child; with `--here`, one in this process."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    arguments.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.here:
+        print(json.dumps(measure(given.cases[0])))
+        return 0
+    codes = [subprocess.call([sys.executable, __file__, "--here", name]) for name in given.cases or CASES]
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
