@@ -40,7 +40,7 @@ def llama(runtime: Runtime, folder: Path) -> Case:
     from lollms_local.modalities.chat import ChatLoadOptions, ChatOptions, ChatRequest
 
     options = ChatLoadOptions(ctx_size=8192, prompt_cache_mb=0)
-    request = ChatRequest(prompt="heron lake " * 3900)
+    request = ChatRequest(prompt="heron lake " * 2500)
     return _job(runtime, "smollm2-135m-instruct", "llm", options), lambda model: model.generate(
         request, ChatOptions(n_predict=64, temperature=0), Control(), lambda piece: True
     )
@@ -69,7 +69,7 @@ def _wav(audio: Any) -> bytes:
 
 
 def piper(runtime: Runtime, folder: Path) -> Case:
-    """The starter voice and a long sentence."""
+    """The starter voice, and the longest piece that it speaks in one go."""
     return _speech(runtime, "piper-en-us-joe-medium")
 
 
@@ -91,16 +91,19 @@ def _speech(runtime: Runtime, name: str) -> Case:
     from benchmarks.bench_tts import LINE
     from lollms_local.modalities.speech import SpeechLoadOptions, SpeechOptions
 
-    return _job(runtime, name, "tts", SpeechLoadOptions()), lambda model: model.speak(LINE, SpeechOptions(), Control())
+    longest = LINE[:-1].ljust(398, ",").replace(",,", ", and so it went on,")[:398] + "."
+    return _job(runtime, name, "tts", SpeechLoadOptions()), lambda model: model.speak(
+        longest, SpeechOptions(), Control()
+    )
 
 
 def musicgen(runtime: Runtime, folder: Path) -> Case:
-    """A MusicGen with a decoder of 40 million parameters, twelve seconds."""
+    """A MusicGen with a decoder of 40 million parameters, and its whole window of thirty seconds."""
     from benchmarks.bench_ttm import middle_musicgen
     from lollms_local.modalities.music import MusicLoadOptions, MusicOptions, MusicRequest
 
     job = _job(runtime, str(middle_musicgen(folder / "musicgen")), "ttm", MusicLoadOptions())
-    return job, lambda model: model.compose(MusicRequest(("a waltz",)), MusicOptions(duration=12), Control())
+    return job, lambda model: model.compose(MusicRequest(("a waltz",)), MusicOptions(duration=30), Control())
 
 
 def image(runtime: Runtime, folder: Path) -> Case:
@@ -115,12 +118,15 @@ def image(runtime: Runtime, folder: Path) -> Case:
 
 
 def video(runtime: Runtime, folder: Path) -> Case:
-    """A Wan-shaped pipeline, 17 frames."""
+    """Wan's own VAE in a small pipeline, and a film of the usual size: the VAE is what needs most."""
+    from diffusers import AutoencoderKLWan
+
     from benchmarks.bench_ttv import middle_wan
     from lollms_local.modalities.video import VideoLoadOptions, VideoOptions
 
-    job = _job(runtime, str(middle_wan(folder / "video")), "ttv", VideoLoadOptions())
-    options = VideoOptions(width=256, height=256, num_frames=17, steps=2)
+    AutoencoderKLWan().save_pretrained(middle_wan(folder / "video") / "vae")
+    job = _job(runtime, str(folder / "video"), "ttv", VideoLoadOptions())
+    options = VideoOptions(steps=2)
     return job, lambda model: model.generate("a heron", options, Control())
 
 
