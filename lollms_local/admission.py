@@ -214,7 +214,8 @@ class Table:
 
     def insufficient(self, request: Request, why: str) -> InsufficientMemory:
         needs = request.needs or {}
-        return InsufficientMemory(f"{self.receipt(request.label, needs)} {why}", hint=self.would_fit(needs))
+        hint = request.way_out() or self.would_fit(needs)
+        return InsufficientMemory(f"{self.receipt(request.label, needs)} {why}", hint=hint)
 
     def busy(self, request: Request, blocked: Blocked) -> ModelBusy:
         """The refusal for a request that may not, or no longer, wait."""

@@ -112,6 +112,7 @@ class ModelManager:
         measure: Callable[[M], Mapping[str, int]] | None = None,
         holder: str = "",
         wait_s: float | None = None,
+        way_out: Callable[[], str] = str,
     ) -> AbstractContextManager[M]:
         """Hold a model for the length of a `with` block; it is loaded if need be.
 
@@ -127,6 +128,7 @@ class ModelManager:
             measure: bytes a loaded model has per pool; default: what the pool lost during the load (not for "ram").
             holder: who uses it, for `ps`.
             wait_s: instead of the manager's.
+            way_out: what would help if it does not fit, asked for after `claims`; empty = whatever the table knows.
 
         Raises:
             InsufficientMemory: it fits neither into an empty pool nor beside what cannot leave; nothing was evicted.
@@ -134,7 +136,8 @@ class ModelManager:
             Exception: whatever `claims` and `load` raise; nothing of the model is left then.
         """
         wait = self._wait_s if wait_s is None else wait_s
-        return _Lease(self, Request(self, key, label, terms, self._turns.caller(), claims, load, measure, holder, wait))
+        caller = self._turns.caller()
+        return _Lease(self, Request(self, key, label, terms, caller, claims, load, measure, holder, wait, way_out))
 
     def call(self, key: Hashable, fn: Callable[[M], R], **lease: Any) -> R:
         """Run `fn(model)` under a lease; if memory runs out in it, idle models make room and it runs once more.

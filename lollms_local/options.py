@@ -42,7 +42,7 @@ def choice(value: Any, description: str, **constraints: Any) -> Any:
 class Options(BaseModel):
     """Base of every options class: frozen, hashable, tolerant of the host's spellings, strict in its result."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), defer_build=True)
 
     #: other spellings that callers use -> our name, e.g. ``{"num_inference_steps": "steps"}``
     aliases: ClassVar[Mapping[str, str]] = {}

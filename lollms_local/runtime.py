@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -46,6 +46,9 @@ class Settings(Options):
     ram_budget_gb: float = Field(0.0, ge=0, description="Most RAM that models may take, in GiB; 0 = all but a reserve.")
     vram_budget_gb: float = Field(0.0, ge=0, description="Most memory per GPU, in GiB; 0 = all but a reserve.")
     wait_s: float = Field(120.0, ge=0, description="Longest wait for a model that others use, in seconds.")
+    shrink: bool = Field(
+        False, description="Load a model that does not fit with a smaller context or number format than asked for."
+    )
     eviction: Literal["cost", "lru"] = Field(
         "cost", description="What leaves first: cheapest to bring back, or oldest."
     )
@@ -206,11 +209,20 @@ class Runtime:
 
     def _plan(self, job: Job) -> dict[str, Any]:
         """The manager's arguments for a job. Nothing is read here: a loaded model costs no look at the disk."""
-        planned: list[tuple[Device, Footprint]] = []
+        planned: list[tuple[Device, Footprint, LoadOptions]] = []
+        way_out: list[str] = []
 
         def claims() -> dict[str, int]:
             device, footprint = self.footprint(job)
-            planned[:] = [(device, footprint)]
+            options = job.options
+            if not self._has_room(device, footprint):
+                smaller = self._smaller(job)
+                if smaller is not None and self.settings.shrink:
+                    device, footprint, options = *self.footprint(smaller[0]), smaller[0].options
+                    log.warning("%s does not fit as asked for; loaded with %s instead.", job.spec.id, smaller[1])
+                elif smaller is not None:
+                    way_out[:] = [f"With {smaller[1]} it fits."]
+            planned[:] = [(device, footprint, options)]
             log.info(
                 "%s: %s on %s (%s). %s",
                 job.spec.id, job.spec.engine, device.torch_name, device.reason, footprint.reason,
@@ -218,12 +230,32 @@ class Runtime:
             return footprint.claims(device.pool)
 
         def load() -> Any:
-            device, footprint = planned[0]
+            device, footprint, options = planned[0]
             path = weights.locate(job.spec, job.models_dir)
             with offline():
-                return engine_class(job.spec.engine).load(job.spec, path, device, job.options, footprint)
+                return engine_class(job.spec.engine).load(job.spec, path, device, options, footprint)
 
-        return {"label": job.spec.id, "claims": claims, "load": load, "terms": self._terms(job), "holder": job.holder}
+        return {
+            "label": job.spec.id,
+            "claims": claims,
+            "load": load,
+            "terms": self._terms(job),
+            "holder": job.holder,
+            "way_out": lambda: " ".join(way_out),
+        }
+
+    def _has_room(self, device: Device, footprint: Footprint) -> bool:
+        """Whether it fits once everything idle has left."""
+        return all(count <= self.manager.room(pool) for pool, count in footprint.claims(device.pool).items())
+
+    def _smaller(self, job: Job) -> tuple[Job, str] | None:
+        """The job with the first smaller options that fit, and what they change; see `engines.Shrinkable`."""
+        engine = engine_class(job.spec.engine)
+        for options, change in engine.smaller(job.options) if hasattr(engine, "smaller") else ():
+            smaller = replace(job, options=options)
+            if self._has_room(*self.footprint(smaller)):
+                return smaller, change
+        return None
 
     @staticmethod
     def _terms(job: Job) -> Terms:

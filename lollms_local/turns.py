@@ -69,6 +69,7 @@ class Request:
     measure: Callable[[Any], Mapping[str, int]] | None
     holder: str
     wait_s: float
+    way_out: Callable[[], str]
     needs: dict[str, int] | None = None
     predicted: Mapping[str, int] | None = None
     blocked: Blocked | None = None

@@ -88,7 +88,8 @@ class LocalTTM(LocalBinding[MusicModel], LollmsTTMBinding):
         if str(kwargs.get("lyrics") or "").strip() and not options.ignore_lyrics:
             raise UnsupportedRequest(
                 f"The model {model} makes instrumental music and cannot sing; no model of the catalogue can.",
-                hint="Set ignore_lyrics=True to get the music without the lyrics.",
+                hint="Set ignore_lyrics=True for the music without the lyrics. The speech model bark sings a line that "
+                'stands between notes: "♪ row, row, row your boat ♪".',
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -76,6 +76,15 @@ class Trimmable(Protocol):
 
     def trim(self) -> None:
         """Give them up: free them, and do not take them again."""
+        ...
+
+
+class Shrinkable(Protocol):
+    """What an engine class offers besides, if options that somebody asked for can be lowered to fit a small memory."""
+
+    @classmethod
+    def smaller(cls, options: Any) -> Iterator[tuple[Any, str]]:
+        """Load options that need less, the best first, each with what it changes in words that a user can type."""
         ...
 
 

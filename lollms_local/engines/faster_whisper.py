@@ -93,6 +93,12 @@ class FasterWhisperTranscriber:
         return Footprint(weights, workspace, 0, plan, reason)
 
     @classmethod
+    def smaller(cls, options: Any) -> Iterator[tuple[Any, str]]:
+        """Weights in 8 bits; batches shrink by themselves."""
+        if options.compute_type != "int8":
+            yield options.model_copy(update={"compute_type": "int8", "dtype": "auto"}), "compute_type=int8"
+
+    @classmethod
     def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:
         """Load the folder; nothing is fetched, whatever is missing in it."""
         plan: WhisperPlan = footprint.placement

@@ -28,7 +28,7 @@ from .llama.files import ModelFiles, has_gpu, model_files
 from .llama.generation import generate, obeying
 from .llama.live import LiveText
 from .llama.native import NativeModel
-from .llama.plan import Placement, Sizes, plan
+from .llama.plan import MIN_AUTO_CTX, Placement, Sizes, plan
 from .llama.prefix import PromptCache
 from .llama.prompt import Prompt, PromptBuilder
 from .llama.sampling import Sampler
@@ -139,6 +139,14 @@ class LlamaCppChat:
         if not isinstance(placement, Placement):
             raise LoadError("The plan for this model was made by another engine.", hint="Report this as a bug.")
         return cls(model_files(path, options), options, placement)
+
+    @classmethod
+    def smaller(cls, options: ChatLoadOptions) -> Iterator[tuple[ChatLoadOptions, str]]:
+        """A context that was asked for, halved again and again; without one the plan has found the longest already."""
+        n_ctx = options.ctx_size // 2
+        while n_ctx >= MIN_AUTO_CTX:
+            yield options.model_copy(update={"ctx_size": n_ctx}), f"ctx_size={n_ctx}"
+            n_ctx //= 2
 
     @classmethod
     def describe(cls, path: Path, options: ChatLoadOptions) -> dict[str, Any]:
