@@ -74,7 +74,8 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=7)
     given = arguments.parse_args()
     path = given.model or next((get_runtime().models_dir / "smollm2-135m-instruct").glob("*.gguf"))
-    client = connect(chat=str(path), llm_binding_config={"temperature": 0, "n_threads": given.threads, "ctx_size": CTX})
+    config = {"temperature": 0, "repeat_penalty": 1, "n_threads": given.threads, "ctx_size": CTX}
+    client = connect(chat=str(path), llm_binding_config=config)
     ours = our_writer(client)
     show(model=path.name, threads=given.threads)
     show(heartbeat_late_ms=heartbeat(ours))

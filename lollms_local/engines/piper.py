@@ -48,7 +48,7 @@ __all__ = ["PiperSpeech"]
 MAX_CHARS = 400
 #: what onnxruntime's arena holds after a 400-character sentence, measured with a medium voice (100 characters: 80 MB);
 #: it is given back when the voice is unloaded. Without an arena a sentence takes a fifth to a third longer
-WORKSPACE_BYTES = 400 << 20
+WORKSPACE_BYTES = 480 << 20
 _CONFIG_KEYS = ("num_symbols", "num_speakers", "audio", "espeak", "phoneme_id_map")
 #: onnxruntime takes seeds process-wide, at the birth of a session
 _SEED_LOCK = threading.Lock()
