@@ -57,9 +57,13 @@ class Table:
         """Bytes that can be had without an eviction."""
         return self.pools.available(pool, [s.charge(pool) for s in self.slots.values()], strict=strict)
 
-    def room(self, pool: str) -> int:
-        """Bytes that can be had when everything idle has left."""
-        leaving = (s for s in self.slots.values() if self.is_idle(s) or s.state == "closing")
+    def room(self, pool: str, *, in_time: bool = False) -> int:
+        """Bytes that can be had when everything idle has left, or `in_time` also what is in use now."""
+        leaving = (
+            slot
+            for slot in self.slots.values()
+            if self.is_idle(slot) or slot.state == "closing" or (in_time and slot.key not in self.pinned)
+        )
         return max(0, self.available(pool) + sum(s.charged.get(pool, 0) for s in leaving))
 
     def overdrawn(self, pools: Mapping[str, int]) -> dict[str, int]:

@@ -179,10 +179,14 @@ class ModelManager:
         slot = self._table.slots.get(key)
         return slot is not None and slot.state == "ready"
 
-    def room(self, pool: str) -> int:
-        """Bytes a new model could get there after everything idle and unpinned has left."""
+    def room(self, pool: str, *, in_time: bool = False) -> int:
+        """Bytes a new model could get there after everything idle and unpinned has left.
+
+        Args:
+            in_time: count what is in use now as well; it will be idle when its jobs are done.
+        """
         with self._turns.cond:
-            return self._table.room(pool)
+            return self._table.room(pool, in_time=in_time)
 
     # --- freeing ----------------------------------------------------------------------------------------------
 

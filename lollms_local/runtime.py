@@ -217,7 +217,8 @@ class Runtime:
             options = job.options
             if not self._has_room(device, footprint):
                 smaller = self._smaller(job)
-                if smaller is not None and self.settings.shrink:
+                waiting_helps = self._has_room(device, footprint, in_time=True)
+                if smaller is not None and self.settings.shrink and not waiting_helps:
                     device, footprint, options = *self.footprint(smaller[0]), smaller[0].options
                     log.warning("%s does not fit as asked for; loaded with %s instead.", job.spec.id, smaller[1])
                 elif smaller is not None:
@@ -244,9 +245,10 @@ class Runtime:
             "way_out": lambda: " ".join(way_out),
         }
 
-    def _has_room(self, device: Device, footprint: Footprint) -> bool:
-        """Whether it fits once everything idle has left."""
-        return all(count <= self.manager.room(pool) for pool, count in footprint.claims(device.pool).items())
+    def _has_room(self, device: Device, footprint: Footprint, *, in_time: bool = False) -> bool:
+        """Whether it fits once everything idle has left, or `in_time` when what is in use now has too."""
+        claims = footprint.claims(device.pool)
+        return all(count <= self.manager.room(pool, in_time=in_time) for pool, count in claims.items())
 
     def _smaller(self, job: Job) -> tuple[Job, str] | None:
         """The job with the first smaller options that fit, and what they change; see `engines.Shrinkable`."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lollms_local.errors import InsufficientMemory
+from lollms_local.errors import InsufficientMemory, ModelBusy
 from lollms_local.modalities.base import Control
 from lollms_local.modalities.chat import ChatLoadOptions, ChatOptions, ChatRequest
 from lollms_local.modalities.transcription import TranscriptionLoadOptions
@@ -25,6 +27,10 @@ def tight(models_dir: Path) -> Iterator[Runtime]:
     made = runtime(models_dir, ram_budget_gb=0.25)
     yield made
     made.manager.close()
+
+
+def _context(model: Any) -> int:
+    return int(model.info.context_tokens)
 
 
 def chat(runtime: Runtime, ctx_size: int) -> Job:
@@ -57,6 +63,20 @@ def test_where_the_user_allows_it_the_smaller_form_is_loaded_and_said(
         assert "does not fit as asked for; loaded with ctx_size=4096 instead" in caplog.text
         (row,) = allowed.manager.snapshot()
         assert row.charged["ram"] <= 0.25 * (1 << 30)
+    finally:
+        allowed.manager.close()
+
+
+def test_a_model_that_only_has_to_wait_for_others_is_not_made_smaller(models_dir: Path) -> None:
+    allowed = runtime(models_dir, ram_budget_gb=0.55, shrink=True, wait_s=0)
+    listen = Job(allowed.resolve("whisper-tiny.en", "stt"), TranscriptionLoadOptions(), allowed.models_dir)
+    try:
+        with ThreadPoolExecutor(1) as other:
+            with allowed.lease(listen), pytest.raises(ModelBusy):
+                other.submit(allowed.call, chat(allowed, 8192), _context).result()
+            with allowed.lease(listen):
+                assert other.submit(allowed.call, chat(allowed, 2048), _context).result() == 2048, "that would have fit"
+            assert allowed.call(chat(allowed, 8192), _context) == 8192
     finally:
         allowed.manager.close()
 
