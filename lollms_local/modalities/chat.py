@@ -43,7 +43,9 @@ class ChatLoadOptions(LoadOptions):
 
     ctx_size: int = auto(0, "Context in tokens; 0 = the model's own, at most 32768 and what fits in memory.", ge=0)
     n_gpu_layers: int = auto(-1, "Layers on the GPU; -1 = as many as fit, 0 = none.", ge=-1)
-    n_threads: int = auto(0, "CPU threads for one token at a time; 0 = the machine's cores, shared with other jobs.", ge=0, le=512)
+    n_threads: int = auto(
+        0, "CPU threads for one token at a time; 0 = the machine's cores, shared with other jobs.", ge=0, le=512
+    )
     n_threads_batch: int = auto(0, "CPU threads for reading the prompt; 0 = the same.", ge=0, le=512)
     n_batch: int = choice(512, "Tokens of the prompt per call.", ge=1, le=16384)
     n_ubatch: int = choice(512, "Tokens per computation; smaller needs less memory.", ge=1, le=16384)
