@@ -19,6 +19,7 @@ __all__ = ["StructuredText", "image_bytes", "place_images", "read_schema", "read
 
 #: an image file larger than this is refused before it is decoded
 MAX_IMAGE_BYTES = 64 << 20
+_TYPE_NAMES = ("string", "integer", "number", "boolean", "array", "object", "null")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 
 
@@ -209,6 +210,7 @@ class StructuredText:
         """The host's, with the schema passed on to the generation."""
         if hasattr(schema, "model_json_schema"):
             schema = schema.model_json_schema()
+        schema = _written_out(schema)
         normal = self._parse_and_normalize_schema(schema)  # type: ignore[attr-defined]
         kwargs.setdefault("json_schema", normal)
         return super().generate_structured_content(prompt, schema, *args, **kwargs)  # type: ignore[misc]
@@ -223,3 +225,12 @@ class StructuredText:
         prompt = next(a for a in given if isinstance(a, str))
         data = self.generate_structured_content(prompt, cls.model_json_schema(), **kwargs)
         return None if data is None else cls.model_validate(data)
+
+
+def _written_out(schema: Any) -> Any:
+    """The schema that {"name": "string", "legs": "integer"} means; read as JSON Schema it would allow anything."""
+    short = isinstance(schema, Mapping) and len(schema) > 0 and all(value in _TYPE_NAMES for value in schema.values())
+    if not short or "type" in schema:
+        return schema
+    fields = {name: {"type": value} for name, value in schema.items()}
+    return {"type": "object", "properties": fields, "required": list(fields)}

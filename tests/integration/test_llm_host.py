@@ -152,6 +152,9 @@ def test_structured_calls_of_the_host_succeed_with_a_small_model(smol: LollmsCli
     found = smol.generate_structured_content("Alice is 31 years old and lives in Paris.", schema=schema)
     assert found == {"name": "Alice", "age": 31, "city": "Paris"}
 
+    found = smol.generate_structured_content("A dog called Rex.", schema={"name": "string", "legs": "integer"})
+    assert set(found) == {"name", "legs"} and isinstance(found["name"], str) and isinstance(found["legs"], int)
+
     class Town(pydantic.BaseModel):
         name: str = pydantic.Field(max_length=16)
         inhabitants: int = pydantic.Field(ge=1000, le=9_999_999)
