@@ -71,7 +71,7 @@ class Cores:
                     self._batch.discard(thread)
 
     def _conversations(self, thread: int) -> bool:
-        """Whether a batch job on the CPU has others before it; one on a card has not."""
+        """Whether a batch job on the CPU has others before it; one on a card has not. Called with the lock held."""
         return thread in self._jobs and any(job not in self._batch for job in self._jobs)
 
 
@@ -90,14 +90,14 @@ class Batch:
             check: called now and then while it waits; what it raises ends the wait.
         """
         cores = self._cores
-        if not cores._conversations(self._thread):
-            return
+        with cores._cond:
+            if not cores._conversations(self._thread):
+                return
+            cores._waiting.add(self._thread)
         started = cores._clock()
         computed_s = started - self._began - self._waited_s
         left_s = PATIENCE_S + computed_s - self._waited_s
         try:
-            with cores._cond:
-                cores._waiting.add(self._thread)
             while left_s > cores._clock() - started:
                 check()
                 with cores._cond:
