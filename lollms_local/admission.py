@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .errors import InsufficientMemory, ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
@@ -34,10 +36,18 @@ class Admission:
 
 
 class Table:
-    """What is in memory. Every method but `needs` is called with the turns' lock held."""
+    """What is in memory. Every method is called with the turns' lock held.
 
-    def __init__(self, pools: Pools, turns: Turns, policy: Policy, clock: Callable[[], float], ledger: Ledger) -> None:
+    Args:
+        pools: what there is. turns: the queue. policy: see `eviction.score`. clock: seconds. ledger: earlier loads.
+        park: whether weights that leave a card may wait in RAM.
+    """
+
+    def __init__(
+        self, pools: Pools, turns: Turns, policy: Policy, clock: Callable[[], float], ledger: Ledger, park: bool
+    ) -> None:
         self.pools, self.turns, self.policy, self.clock, self.ledger = pools, turns, policy, clock, ledger
+        self.park = park
         self.slots: dict[Hashable, Slot] = {}
         self.history: dict[Hashable, History] = {}
         self.pinned: set[Hashable] = set()
@@ -47,7 +57,17 @@ class Table:
 
     def is_idle(self, slot: Slot) -> bool:
         """Whether it may be evicted."""
-        return slot.state == "ready" and not slot.users and slot.key not in self.pinned
+        return slot.state in ("ready", "parked") and not slot.users and slot.key not in self.pinned
+
+    def parked(self, key: Hashable) -> Slot | None:
+        """The model's row if its weights wait in RAM."""
+        slot = self.slots.get(key)
+        return slot if slot is not None and slot.state == "parked" else None
+
+    def may_park(self, slot: Slot) -> bool:
+        """Whether its weights could wait in RAM, and there is room for them as things are."""
+        count = slot.parked_bytes() if self.park else 0
+        return bool(count) and count <= self.available("ram")
 
     def charged(self, pool: str) -> int:
         """Bytes that all residents are charged for."""
@@ -62,7 +82,7 @@ class Table:
         leaving = (
             slot
             for slot in self.slots.values()
-            if self.is_idle(slot) or slot.state == "closing" or (in_time and slot.key not in self.pinned)
+            if self.is_idle(slot) or slot.is_leaving or (in_time and slot.key not in self.pinned)
         )
         return max(0, self.available(pool) + sum(s.charged.get(pool, 0) for s in leaving))
 
@@ -107,7 +127,8 @@ class Table:
 
     def rows(self) -> list[Resident]:
         """What could be chosen from."""
-        return [s.resident(s.key in self.pinned) for s in self.slots.values() if s.state == "ready"]
+        present = [s for s in self.slots.values() if s.state in ("ready", "parked")]
+        return [s.resident(s.key in self.pinned, may_park=self.may_park(s)) for s in present]
 
     # --- changes ----------------------------------------------------------------------------------------------
 
@@ -117,7 +138,12 @@ class Table:
         return {pool: max(count, seen.get(pool, 0)) for pool, count in {**seen, **predicted}.items()}
 
     def insert(self, request: Request) -> Slot:
-        """A row for a model about to be loaded, leased to the request that loads it."""
+        """A row for a model about to be loaded, or to return from RAM, leased to the request that wants it."""
+        parked = self.parked(request.key)
+        if parked is not None:
+            parked.start_return()
+            self.take(parked, request)
+            return parked
         now = self.clock()
         if self._first_used is None:
             self._first_used = now
@@ -135,9 +161,14 @@ class Table:
         slot.take(request, self.clock(), after_another=self._latest != slot.key)
         self._latest = slot.key
 
-    def correct(self, slot: Slot, measured: Mapping[str, int]) -> None:
-        """Charge a loaded model for what it was seen to take, if that is more than predicted."""
-        slot.measured = dict(measured)
+    def enter(self, slot: Slot, model: Any, took_s: float, measured: Mapping[str, int]) -> None:
+        """A model is there: charge it for what it was seen to take, if that is more than planned."""
+        if slot.home:
+            slot.end_return()
+            slot.history.return_s = took_s
+        else:
+            slot.load_s = took_s
+        slot.model, slot.state, slot.measured = model, "ready", dict(measured)
         slot.loaded_at = slot.last_used = self.clock()
         for pool, count in measured.items():
             slot.charged[pool] = max(slot.charged.get(pool, 0), count)
@@ -164,13 +195,13 @@ class Table:
             return Admission(self.turns.may_load(request))
         ahead = [why for other, why in self.turns.ahead(request) if other.owner is request.owner]
         drained = {key for why in ahead for key in why.drain}
-        rows = tuple(row for row in self.rows() if row.key not in drained)
         now = self.clock()
+        rows = tuple(self._returning(row, request, now) for row in self.rows() if row.key not in drained)
         plan = plan_eviction(rows, shortfall, now, self.policy)
         if plan is not None:
             victims = tuple(self.slots[row.key] for row in plan)
             return Admission(self.turns.may_load(request), victims, shortfall, rows, now)
-        if any(slot.state == "closing" for slot in self.slots.values()):
+        if any(slot.is_leaving for slot in self.slots.values()):
             return Admission(Blocked("load"))
         mine = {s.key for s in self.slots.values() if request.caller in s.users}
         later = [row if row.key in mine else replace(row, leases=0) for row in rows]
@@ -181,6 +212,11 @@ class Table:
             return Admission(Blocked("room"))
         self.decisions.append(Decision(request.label, now, self.policy, shortfall, rows, None))
         raise self.insufficient(request, "What is pinned, or held by the thread that asks, cannot leave.")
+
+    @staticmethod
+    def _returning(row: Resident, request: Request, now: float) -> Resident:
+        """The row of the parked model that is wanted itself leaves last: without its copy it must be loaded anew."""
+        return replace(row, load_s=math.inf, last_used=now) if row.key == request.key else row
 
     def _shortfall(self, request: Request, strict: bool) -> tuple[dict[str, int], bool]:
         """Missing bytes per pool, and whether earlier requests have a part in it."""

@@ -33,6 +33,7 @@ class Entry:
         model: its name. pinned: never evicted.
         charged: bytes per pool that its budget pays. measured: bytes seen to go at the load.
         load_s: seconds that its load took. uses: how often it had been used.
+        state: "ready", or "parked" while its weights wait in RAM.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Entry:
     load_s: float
     uses: int
     pinned: bool
+    state: str = "ready"
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ class Board:
 
     def _post(self, rows: Iterable[ResidentInfo]) -> None:
         entries = [
-            asdict(Entry(r.label, dict(r.charged), dict(r.measured), round(r.load_s, 3), r.uses, r.pinned))
+            asdict(Entry(r.label, dict(r.charged), dict(r.measured), round(r.load_s, 3), r.uses, r.pinned, r.state))
             for r in rows
-            if r.state == "ready"
+            if r.state in ("ready", "parked")
         ]
         pid = os.getpid()
         target, started = self._folder / f"{pid}.json", _started(pid)
@@ -129,7 +131,7 @@ def _posting(path: Path) -> Posting | None:
         entries = tuple(
             Entry(
                 str(e["model"]), _bytes(e["charged"]), _bytes(e["measured"]), float(e["load_s"]), int(e["uses"]),
-                bool(e["pinned"]),
+                bool(e["pinned"]), str(e.get("state", "ready")),
             )
             for e in found["entries"]
         )  # fmt: skip

@@ -25,7 +25,8 @@ class Resident:
         leases: jobs that use it now; it is not evicted while there are any.
         pinned: it is never evicted.
         last_used: when a job last began or ended with it, in seconds of the manager's clock.
-        load_s: what its last load took, in seconds.
+        load_s: seconds to have it back once it has left: what its last load took, or its last return from RAM if it can
+            be parked there now.
         interval_s: mean time from one use to the next, runs of uses counted as one.
     """
 
@@ -42,9 +43,9 @@ class Resident:
 def score(resident: Resident, now: float, policy: Policy = "cost") -> float:
     """How much it is worth to keep.
 
-    "cost": seconds of waiting that its absence would cost per second: what its load took, over the time until it will
-    be wanted. That time is taken to be its usual interval, or its age if it has been idle longer already: so a model
-    that nobody asks for loses its worth, however dear its load is. "lru": the longest idle is worth least.
+    "cost": seconds of waiting that its absence would cost per second: what having it back takes, over the time until it
+    will be wanted. That time is taken to be its usual interval, or its age if it has been idle longer already: so a
+    model that nobody asks for loses its worth, however dear its load is. "lru": the longest idle is worth least.
     """
     if policy == "lru":
         return resident.last_used - now
@@ -130,6 +131,7 @@ class Decision:
         at: when, in seconds of the manager's clock.
         policy, shortfall, residents: the arguments of `plan_eviction`.
         victims: keys of what was evicted; None if nothing could make enough room, and nothing was touched.
+        parked: those of the victims whose weights wait in RAM.
         free_before, free_after: bytes free in the pools concerned as the device reported them; empty for a refusal.
         trimmed: what was given back without a model leaving, and its bytes. Such a decision has no victims.
     """
@@ -143,6 +145,7 @@ class Decision:
     free_before: Mapping[str, int] = field(default_factory=dict)
     free_after: Mapping[str, int] = field(default_factory=dict)
     trimmed: Mapping[str, int] = field(default_factory=dict)
+    parked: tuple[Hashable, ...] = ()
 
     @property
     def scores(self) -> dict[Hashable, float]:

@@ -162,11 +162,12 @@ def _merged(spec: ModelSpec, progress: DownloadProgress) -> dict[str, Any]:
 
 def _row(info: Any) -> dict[str, Any]:
     """A resident in the keys of the host's `ps`, and our own."""
-    claims: Mapping[str, int] = info.claims
+    parked = info.state == "parked"
+    claims: Mapping[str, int] = info.charged if parked else info.claims
     vram = sum(b for pool, b in claims.items() if pool != "ram")
     return {
         "model_name": info.label,
-        "is_loaded": True,
+        "is_loaded": not parked,
         "device": next((pool for pool in claims if pool != "ram"), "cpu"),
         "size": sum(claims.values()),
         "vram_size": vram,
@@ -175,9 +176,10 @@ def _row(info: Any) -> dict[str, Any]:
         "gpu_usage_percent": 0.0,
         "cpu_usage_percent": 0.0,
         "ref_count": info.leases,
-        "status": "active" if info.leases else "idle",
+        "status": "parked" if parked else "active" if info.leases else "idle",
         "active": bool(info.leases),
         "pinned": info.pinned,
         "load_s": info.load_s,
+        "return_s": info.return_s,
         "uses": info.uses,
     }

@@ -5,7 +5,8 @@
 
 A model is loaded on first use and stays while the budget allows. What must leave for another is chosen by
 `eviction.plan_eviction`; whether there is room, by `admission.Table`; who goes first, by `turns.Turns`;
-`loading.Loader` carries it out. One lock guards all of that; models are loaded, closed and measured outside it.
+`loading.Loader` and `unloading.Unloader` carry it out. One lock guards all of that; models are loaded, closed and
+measured outside it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .loading import Loader
 from .memory import Pools, own_bytes
 from .residents import ResidentInfo, Slot, is_out_of_memory
 from .turns import PROCESS, Blocked, Request, Terms, Turns
+from .unloading import Unloader
 
 __all__ = ["Decision", "ModelManager", "Resident", "ResidentInfo", "Terms", "plan_eviction"]
 
@@ -67,6 +69,7 @@ class ModelManager:
         ledger: measured sizes of earlier loads; default: those of this manager.
         turns: the queue; default: the process's own.
         timer: unload idle models from a background thread; False leaves it to calls of `sweep`.
+        park: let weights that leave a card wait in RAM while there is room.
     """
 
     def __init__(
@@ -85,16 +88,18 @@ class ModelManager:
         ledger: Ledger | None = None,
         turns: Turns = PROCESS,
         timer: bool = True,
+        park: bool = True,
     ) -> None:
         if own is None and memory is pool_memory:
             own = own_bytes
         if empty_cache is None:
             empty_cache = memory_module.empty_cache if memory is pool_memory else _nothing
         self._table = Table(
-            Pools(memory, dict(budgets or {}), headroom_bytes, own), turns, policy, clock, ledger or Ledger()
+            Pools(memory, dict(budgets or {}), headroom_bytes, own), turns, policy, clock, ledger or Ledger(), park
         )
         self._board = board
-        self._loader = Loader(self._table, give_back, empty_cache, self._post)
+        self._out = Unloader(self._table, give_back, self._post)
+        self._loader = Loader(self._table, self._out, empty_cache, self._post)
         self._turns, self._wait_s, self._clock = turns, wait_s, clock
         self._closed = False
         self._timer = IdleTimer(self._due_s, self.sweep, turns.cond) if timer else None
@@ -155,7 +160,7 @@ class ModelManager:
         with self._turns.cond:
             slot = self._table.slots.get(key)
             needs = dict(slot.charged) if slot is not None else {}
-        freed = self._loader.make_idle_leave(needs, keep=key)
+        freed = self._out.make_idle_leave(needs, keep=key)
         log.warning("%s ran out of memory; %d idle models made room, once more.", lease["label"], freed)
         try:
             return self._run(key, fn, lease)
@@ -175,7 +180,7 @@ class ModelManager:
                 raise _RanOut from exc
 
     def is_loaded(self, key: Hashable) -> bool:
-        """Whether it is in memory and usable; takes no lock."""
+        """Whether it is usable at once (one that is parked in RAM is not); takes no lock."""
         slot = self._table.slots.get(key)
         return slot is not None and slot.state == "ready"
 
@@ -198,22 +203,24 @@ class ModelManager:
                 return True
             if slot.users:
                 return False
-            slot.state = "closing"
-        self._loader.close([slot])
+            slot.unwanted = True
+            if slot.state == "parking":
+                return True
+            self._out.mark([slot], for_good=True)
+        self._out.leave([slot])
         return True
 
     def unload_idle(self, pool: str | None = None) -> int:
         """Free every model that is neither in use nor pinned; how many it were."""
-        return self._loader.evict_idle(None if pool is None else {pool})
+        return self._out.close_idle(None if pool is None else {pool})
 
     def sweep(self) -> int:
         """Free models that have been idle longer than their `idle_unload_s`; how many it were."""
         with self._turns.cond:
             now = self._clock()
             due = [s for s in self._table.slots.values() if self._table.is_idle(s) and s.due(now) <= 0]
-            for slot in due:
-                slot.state = "closing"
-        self._loader.close(due)
+            self._out.mark(due, for_good=True)
+        self._out.leave(due)
         return len(due)
 
     def pin(self, key: Hashable, pinned: bool = True) -> None:
@@ -227,9 +234,11 @@ class ModelManager:
         with self._turns.cond:
             self._closed = True
             self._table.pinned.clear()
+            for slot in self._table.slots.values():
+                slot.unwanted = True
             self._look_again()
             self._turns.cond.notify_all()
-        self._loader.evict_idle()
+        self._out.close_idle()
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -279,7 +288,7 @@ class ModelManager:
         if self._closed:
             raise ModelBusy("The model manager has been closed.", hint="Use the process's current Runtime.")
         slot = self._table.slots.get(request.key)
-        if slot is not None:
+        if slot is not None and slot.state != "parked":
             return self._grant(slot, request)
         if self._turns.loader is not None:
             return Blocked("load")
@@ -314,7 +323,8 @@ class ModelManager:
             slot.give(request, self._clock())
             self._turns.give(request)
             last = [slot] if self._closed and not slot.users and slot.state == "ready" else []
-        self._loader.close(last)
+            self._out.mark(last, for_good=True)
+        self._out.leave(last)
 
     def _post(self) -> None:
         if self._board is not None:

@@ -14,7 +14,8 @@ from .turns import Caller, Request, Terms
 
 __all__ = ["ResidentInfo", "Slot", "is_out_of_memory", "receipt"]
 
-State = Literal["loading", "ready", "closing"]
+#: "parking": its weights are on their way to RAM; "parked": they wait there
+State = Literal["loading", "ready", "parking", "parked", "closing"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,13 @@ class ResidentInfo:
 
     Attributes:
         key, label: which model.
-        state: "loading", "ready" or "closing".
+        state: "loading", "ready", "parking", "parked" (its weights wait in RAM) or "closing".
         claims: predicted bytes per pool. measured: bytes seen to go at the load. charged: what the budget pays.
         leases, holders: jobs that use it now, and who they are.
         pinned: never evicted.
         loaded_at, last_used: when. idle_s: seconds since it was last used; 0 while in use.
         load_s: seconds its load took. uses: leases since it was first loaded.
+        return_s: seconds that its latest return from RAM took; None if it never was parked.
         idle_unload_s: it leaves after so many idle seconds; 0 = never.
         returned: share of its memory that was measured as free after its last unload; None if it has not been seen.
     """
@@ -49,6 +51,7 @@ class ResidentInfo:
     uses: int
     idle_unload_s: float
     returned: float | None
+    return_s: float | None = None
 
 
 #: weight of the latest interval between uses against all before it
@@ -60,7 +63,7 @@ class History:
     """What is remembered of a model when it is not in memory.
 
     Attributes:
-        uses: leases so far. returned: see `ResidentInfo`.
+        uses: leases so far. returned, return_s: see `ResidentInfo`.
         last_used: when a job last began or ended with it; None = never.
         unasked_s: how long the manager had been in use when this model was first asked for.
         interval_s: mean time between uses, the latest weighing most; a run of uses of this model alone is one use.
@@ -70,6 +73,7 @@ class History:
     unasked_s: float = 0.0
     uses: int = 0
     returned: float | None = None
+    return_s: float | None = None
     last_used: float | None = None
     _mean_s: float | None = None
 
@@ -88,7 +92,12 @@ class History:
 
 @dataclass(eq=False)
 class Slot:
-    """A row of the table. Changed only with the table's lock held."""
+    """A row of the table. Changed only with the table's lock held.
+
+    Attributes:
+        home: while it is parked, what it is charged for when it is back; empty otherwise.
+        unwanted: it was unloaded while it was being parked, so it goes instead.
+    """
 
     key: Hashable
     label: str
@@ -104,6 +113,8 @@ class Slot:
     load_s: float = 0.0
     users: dict[Caller, int] = field(default_factory=dict)
     holders: Counter[str] = field(default_factory=Counter)
+    home: dict[str, int] = field(default_factory=dict)
+    unwanted: bool = False
 
     @property
     def leases(self) -> int:
@@ -113,6 +124,11 @@ class Slot:
     def on_cores(self) -> bool:
         """Whether it computes on the CPU: all it has is RAM. (Apple's GPUs look the same from here.)"""
         return self.charged.keys() <= {"ram"}
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its memory comes free without anyone's doing."""
+        return self.state in ("closing", "parking")
 
     def has_turn_for(self, caller: Caller) -> bool:
         """Whether one more caller may use it. A thread that uses it may come again: it cannot race with itself."""
@@ -135,21 +151,48 @@ class Slot:
     def due(self, now: float) -> float:
         """Seconds until its idle time is over; infinite for one that stays."""
         idle = self.terms.idle_unload_s
-        if idle <= 0 or self.state == "closing":
+        if idle <= 0 or self.is_leaving:
             return threading.TIMEOUT_MAX
         return idle if self.users or self.state == "loading" else self.last_used + idle - now
 
     def spare(self) -> Mapping[str, int]:
         """Bytes per pool that the model could do without; most engines have none. See `engines.Trimmable`."""
-        return self.model.spare_bytes if hasattr(self.model, "trim") else {}
+        return self.model.spare_bytes if self.state == "ready" and hasattr(self.model, "trim") else {}
+
+    def parked_bytes(self) -> int:
+        """RAM that its weights would take if they waited there; 0 if they cannot. See `engines.Parkable`."""
+        return self.model.parked_bytes if self.state == "ready" and hasattr(self.model, "park") else 0
+
+    def start_parking(self) -> None:
+        """From now on its weights' copy in RAM is charged as well."""
+        self.home, count = dict(self.charged), self.parked_bytes()
+        self.charged["ram"] = self.charged.get("ram", 0) + count
+        self.state = "parking"
+
+    def end_parking(self) -> None:
+        """Its weights are in RAM, and nothing else is left of it."""
+        self.charged = {"ram": self.charged["ram"] - self.home.get("ram", 0)}
+        self.measured = {}
+        self.state = "parked"
+
+    def start_return(self) -> None:
+        """Until its weights are back they may be in both places."""
+        for pool, count in self.home.items():
+            self.charged[pool] = self.charged.get(pool, 0) + count
+        self.state = "loading"
+
+    def end_return(self) -> None:
+        """Its weights are back."""
+        self.charged, self.home = self.home, {}
 
     def charge(self, pool: str) -> Charge:
         return Charge(self.charged.get(pool, 0), self.measured.get(pool, 0))
 
-    def resident(self, pinned: bool) -> Resident:
+    def resident(self, pinned: bool, may_park: bool = False) -> Resident:
+        back_s = self.history.return_s if may_park else None
         return Resident(
             self.key, self.label, dict(self.charged), self.leases, pinned,
-            self.last_used, self.load_s, self.history.interval_s,
+            self.last_used, self.load_s if back_s is None else back_s, self.history.interval_s,
         )  # fmt: skip
 
     def info(self, pinned: bool, now: float) -> ResidentInfo:
@@ -159,7 +202,7 @@ class Slot:
             leases=self.leases, holders=tuple(sorted(h for h in self.holders if h)), pinned=pinned,
             loaded_at=self.loaded_at, last_used=self.last_used, idle_s=0.0 if self.users else now - self.last_used,
             load_s=self.load_s, uses=self.history.uses, idle_unload_s=self.terms.idle_unload_s,
-            returned=self.history.returned,
+            returned=self.history.returned, return_s=self.history.return_s,
         )  # fmt: skip
 
 

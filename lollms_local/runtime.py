@@ -46,6 +46,7 @@ class Settings(Options):
     ram_budget_gb: float = Field(0.0, ge=0, description="Most RAM that models may take, in GiB; 0 = all but a reserve.")
     vram_budget_gb: float = Field(0.0, ge=0, description="Most memory per GPU, in GiB; 0 = all but a reserve.")
     wait_s: float = Field(120.0, ge=0, description="Longest wait for a model that others use, in seconds.")
+    park: bool = Field(True, description="Let weights that leave a GPU wait in RAM while there is room for them.")
     shrink: bool = Field(
         False, description="Load a model that does not fit with a smaller context or number format than asked for."
     )
@@ -99,6 +100,7 @@ class Runtime:
             budgets=self._budgets(),
             wait_s=self.settings.wait_s,
             policy=self.settings.eviction,
+            park=self.settings.park,
             board=Board(self.models_dir / ".running"),
             ledger=Ledger(self.models_dir / ".memory.json", context=_what_figures_depend_on()),
         )

@@ -57,7 +57,12 @@ class Blocked:
 
 @dataclass(eq=False)
 class Request:
-    """One `lease`, from the question to the answer."""
+    """One `lease`, from the question to the answer.
+
+    Attributes:
+        predicted: what `claims` said, once it was asked. needs: what is planned with.
+        returning: whether that is the plan for a return from RAM.
+    """
 
     owner: object
     key: Hashable
@@ -73,6 +78,7 @@ class Request:
     needs: dict[str, int] | None = None
     predicted: Mapping[str, int] | None = None
     blocked: Blocked | None = None
+    returning: bool = False
 
     @property
     def nested(self) -> bool:

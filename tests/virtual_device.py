@@ -60,12 +60,25 @@ class VirtualDevice:
 
 
 class VirtualModel:
-    """A model that has bytes of the device until it is closed."""
+    """A model that has bytes of the device until it is closed; if it `parks`, those of the card can wait in RAM."""
 
-    def __init__(self, device: VirtualDevice, name: Hashable, sizes: dict[str, int], leak: float = 0.0) -> None:
-        self.device, self.name, self.sizes, self.leak = device, name, sizes, leak
+    def __init__(
+        self,
+        device: VirtualDevice,
+        name: Hashable,
+        sizes: dict[str, int],
+        leak: float = 0.0,
+        parks: bool = False,
+        return_s: float = 0.0,
+    ) -> None:
+        self.device, self.name, self.sizes, self.leak = device, name, dict(sizes), leak
+        self.return_s = return_s
+        self.parked_bytes = sizes.get("gpu", 0) if parks else 0
+        self.where = "card"
         self.closed = 0
         self.on_close: Callable[[], None] = lambda: None
+        self.on_park: Callable[[], object] = lambda: None
+        self.on_unpark: Callable[[], object] = lambda: None
         self.users = 0
         self.most_users = 0
 
@@ -82,9 +95,33 @@ class VirtualModel:
         for pool, size in self.sizes.items():
             self.device.give(pool, round(size * (1 - self.leak)))
 
+    def park(self) -> None:
+        self._move("park", self.on_park)
+        self.device.take("ram", self.parked_bytes)
+        self.device.give("gpu", round(self.parked_bytes * (1 - self.leak)))
+        if "ram" in self.sizes:  # what it works in
+            self.device.give("ram", self.sizes["ram"])
+        self.where, self.home, self.sizes = "ram", self.sizes, {"ram": self.parked_bytes}
+
+    def unpark(self) -> None:
+        if self.where != "ram":
+            self.device.faults.append(f"{self.name} returned, and was not away")
+        self.device.now += self.return_s
+        self._move("unpark", self.on_unpark)
+        self.device.take("gpu", self.parked_bytes)
+        self.device.give("ram", self.parked_bytes)
+        self.device.take("ram", self.home.get("ram", 0))
+        self.where, self.sizes = "card", self.home
+
+    def _move(self, deed: str, then: Callable[[], object]) -> None:
+        if self.users or self.closed:
+            self.device.faults.append(f"{deed} of {self.name} while in use or closed")
+        then()
+        self.device.log.append(f"{deed} {self.name}")
+
     def __enter__(self) -> VirtualModel:
-        if self.closed:
-            self.device.faults.append(f"{self.name} used after it was closed")
+        if self.closed or self.where != "card":
+            self.device.faults.append(f"{self.name} used after it was closed, or away from the card")
         with self.device._lock:
             self.users += 1
             self.most_users = max(self.most_users, self.users)
@@ -109,9 +146,12 @@ class Kind:
         leak: float = 0.0,
         real: int | None = None,
         on_load: Callable[[], object] | None = None,
+        parks: bool = False,
+        return_s: float = 0.25,
         **sizes: int,
     ) -> None:
         self.device, self.name, self.load_s, self.leak, self.on_load = device, name, load_s, leak, on_load
+        self.parks, self.return_s = parks, return_s
         self.terms = terms or Terms()
         self.claims = {"gpu": size} if size else dict(sizes)
         self.real = self.claims if real is None else {"gpu": real}
@@ -143,7 +183,7 @@ class Kind:
                     device.faults.append(f"{self.name} loaded twice")
             device.now += self.load_s
             device.log.append(f"load {self.name}")
-            model = VirtualModel(device, self.name, self.real, self.leak)
+            model = VirtualModel(device, self.name, self.real, self.leak, self.parks, self.return_s)
             self.models.append(model)
             return model
         finally:

@@ -103,7 +103,8 @@ def _ps_row(row: dict[str, Any]) -> tuple[str, ...]:
     planned, measured = (
         ", ".join(f"{pool} {size(number)}" for pool, number in row[key].items()) for key in ("charged", "measured")
     )
-    model = f"{row['model']} (pinned)" if row["pinned"] else row["model"]
+    notes = [note for note, holds in (("pinned", row["pinned"]), ("parked", row["state"] == "parked")) if holds]
+    model = f"{row['model']} ({', '.join(notes)})" if notes else row["model"]
     return model, f"{row['program']} {row['pid']}", planned, measured, f"{row['load_s']:.1f} s", str(row["uses"])
 
 

@@ -21,7 +21,17 @@ from ..errors import CatalogError, EngineNotInstalled
 from ..footprint import Footprint
 from ..modalities.base import LoadOptions, Modality
 
-__all__ = ["ENGINES", "Engine", "EngineRow", "Trimmable", "engine_class", "engine_row", "missing_packages"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineRow",
+    "Parkable",
+    "Shrinkable",
+    "Trimmable",
+    "engine_class",
+    "engine_row",
+    "missing_packages",
+]
 
 
 @runtime_checkable
@@ -76,6 +86,26 @@ class Trimmable(Protocol):
 
     def trim(self) -> None:
         """Give them up: free them, and do not take them again."""
+        ...
+
+
+class Parkable(Protocol):
+    """What an engine offers besides, if the weights of a loaded model can leave a card and wait in RAM.
+
+    Nobody uses the model meanwhile, and only `unpark` or `close` is called after `park`.
+    """
+
+    @property
+    def parked_bytes(self) -> int:
+        """RAM that they would take there; 0 if this model cannot be parked. Asked for with the manager's lock held."""
+        ...
+
+    def park(self) -> None:
+        """Move them to RAM and free all that the model has of the card. Raises whatever the library raises."""
+        ...
+
+    def unpark(self) -> None:
+        """Bring them back to where they were, bit for bit. May be called again after it failed for want of memory."""
         ...
 
 

@@ -83,6 +83,7 @@ class PartsInTurn:
             ("decode", _leaves(model.codec_model.decoder), "step", lambda: 0),
         )
         with ExitStack() as stack:
+            stack.callback(self._outputs.clear)  # they are on the device
             if self._offload:
                 stack.callback(self._place, PARTS[0])
                 self._place(PARTS[0])

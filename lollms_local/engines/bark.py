@@ -30,6 +30,7 @@ from ..modalities.speech import (
 from ..sentences import Piece, split_text
 from . import _bark_voices, _torch
 from ._bark_parts import PARTS, PartsInTurn
+from ._parking import ParksNetworks
 
 __all__ = ["BarkSpeech"]
 
@@ -43,7 +44,7 @@ MAX_TOKENS = 256
 WORKSPACE_BYTES = 700 << 20
 
 
-class BarkSpeech:
+class BarkSpeech(ParksNetworks):
     """A loaded Bark. One caller at a time, and in turn with every model that draws from torch's global generator."""
 
     modality: ClassVar[Modality] = "tts"
@@ -60,6 +61,7 @@ class BarkSpeech:
         self._model = model
         self._processor = processor
         self._parts = PartsInTurn(model, device, offload=offload)
+        self._offload = offload
 
     # --- loading ----------------------------------------------------------------------------------------------
 
@@ -107,6 +109,9 @@ class BarkSpeech:
         """Drop the networks."""
         self._parts.release()
         self._model = self._processor = None
+
+    def _on_device(self) -> tuple[Device, list[Any]]:
+        return self.device, [] if self._offload else [self._model]
 
     # --- speaking ---------------------------------------------------------------------------------------------
 

@@ -22,13 +22,14 @@ from ..fit import FitPlan, plan_fit
 from ..footprint import Footprint
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.image import EditInput, GeneratedImage, ImageLoadOptions, ImageOptions, ImageResult, Lora
-from ._diffusers import JobHooks, check_attention, job_pipe, named_scheduler, place, tune
+from ._diffusers import JobHooks, check_attention, job_pipe, modules_of, named_scheduler, place, tune
 from ._image_arguments import image_arguments
 from ._image_lora import Adapters
 from ._image_open import find_files, open_pipeline
 from ._image_pixels import Canvas, LatentPreview, edit_canvas, text_canvas
 from ._image_plan import image_workspace, vae_scale
 from ._image_tasks import Tasks
+from ._parking import ParksNetworks
 from ._torch import foreign_errors, resolve_seed
 
 __all__ = ["DiffusersImage"]
@@ -36,7 +37,7 @@ __all__ = ["DiffusersImage"]
 log = logging.getLogger(__name__)
 
 
-class DiffusersImage:
+class DiffusersImage(ParksNetworks):
     """A loaded picture model. Made by `load`."""
 
     modality: ClassVar[Modality] = "tti"
@@ -58,6 +59,7 @@ class DiffusersImage:
         # offloading moves the shared weights around, and a step cache keeps state in them: one job at a time
         alone = plan.placement in ("model_offload", "group_offload") or options.step_cache > 0
         self._turn = threading.Lock() if alone else None
+        self._placement = plan.placement
 
     # --- loading --------------------------------------------------------------------------------------------------
 
@@ -123,6 +125,9 @@ class DiffusersImage:
         pipe, self._pipe = self._pipe, None
         if pipe is not None and getattr(pipe, "_all_hooks", None):
             pipe.remove_all_hooks()
+
+    def _on_device(self) -> tuple[Device, list[Any]]:
+        return self._device, list(modules_of(self._pipe).values()) if self._placement == "device" else []
 
     # --- tasks ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ from ..fit import FitPlan, plan_fit
 from ..footprint import Footprint
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.video import Video, VideoLoadOptions, VideoOptions
-from ._diffusers import DTYPE_WIDTH, JobHooks, check_attention, job_pipe, named_scheduler, place, tune
+from ._diffusers import DTYPE_WIDTH, JobHooks, check_attention, job_pipe, modules_of, named_scheduler, place, tune
+from ._parking import ParksNetworks
 from ._torch import each_step, foreign_errors, limit_threads, resolve_seed
 from ._video_call import film_arguments, starting_from_picture
 from ._video_decode import DecodeMode, choose_decoding, decoder_passes, film_workspace, frames_as_bytes, set_up
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 _LEAST_DECODE_BYTES = 1 << 30
 
 
-class DiffusersVideo:
+class DiffusersVideo(ParksNetworks):
     """A loaded video model. Made by `load`.
 
     Jobs are safe side by side (each has a pipe object, a scheduler and a VAE shell of its own), but the manager lets in
@@ -67,6 +68,7 @@ class DiffusersVideo:
         pipe.vae.decoder.register_forward_pre_hook(each_step(self._on_decode))
         # offloading moves the shared weights around, and a step cache keeps state in them: one job at a time
         self._turn = threading.Lock()
+        self._placement = plan.placement
         self._alone = plan.placement in ("model_offload", "group_offload") or options.step_cache > 0
 
     # --- loading --------------------------------------------------------------------------------------------------
@@ -135,6 +137,9 @@ class DiffusersVideo:
     def close(self) -> None:
         """Give everything back. Idempotent."""
         self._pipe = self._from_image = None
+
+    def _on_device(self) -> tuple[Device, list[Any]]:
+        return self._device, list(modules_of(self._pipe).values()) if self._placement == "device" else []
 
     # --- what it can do -------------------------------------------------------------------------------------------
 

@@ -62,8 +62,9 @@ class FasterWhisperTranscriber:
     uses_torch: ClassVar[bool] = False
     shares_rng: ClassVar[bool] = False
 
-    def __init__(self, name: str, model: WhisperModel, batch_size: int) -> None:
+    def __init__(self, name: str, model: WhisperModel, batch_size: int, parked_bytes: int = 0) -> None:
         self.name = name
+        self.parked_bytes = parked_bytes
         self.batch_size = batch_size
         self.is_multilingual = bool(model.model.is_multilingual)
         self._model: WhisperModel | None = model
@@ -114,7 +115,18 @@ class FasterWhisperTranscriber:
                 local_files_only=True,
             )
         model.feature_extractor = BlockFeatures(model.feature_extractor)
-        return cls(spec.id, model, plan.batch_size)
+        return cls(spec.id, model, plan.batch_size, footprint.weights_bytes if plan.device == "cuda" else 0)
+
+    def park(self) -> None:
+        """Move the weights to RAM, as they are on the card; see `engines.Parkable`."""
+        assert self._model is not None
+        self._model.model.unload_model(to_cpu=True)
+
+    def unpark(self) -> None:
+        """Bring them back to the card, and free what they took of RAM."""
+        assert self._model is not None
+        with _whisper_errors(f"The model {self.name}", LoadError):
+            self._model.model.load_model()
 
     def close(self) -> None:
         """Free the weights now, whoever still holds a reference."""

@@ -25,6 +25,7 @@ from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.music import Music, MusicLoadOptions, MusicOptions, MusicRequest
 from . import _torch
 from ._music_windows import Window, chroma, cross_fade, plan_windows
+from ._parking import ParksNetworks
 
 __all__ = ["MusicgenMusic"]
 
@@ -38,7 +39,7 @@ DECODE_CONTEXT_S, FADE_S = 2.0, 0.05
 WORKSPACE_BYTES = 1000 << 20
 
 
-class MusicgenMusic:
+class MusicgenMusic(ParksNetworks):
     """A loaded MusicGen. One caller at a time, in turn with every model that draws from torch's global generator."""
 
     modality: ClassVar[Modality] = "ttm"
@@ -88,6 +89,9 @@ class MusicgenMusic:
     def close(self) -> None:
         """Drop the networks."""
         self._model = self._tokenizer = None
+
+    def _on_device(self) -> tuple[Device, list[Any]]:
+        return self.device, [self._model]
 
     # --- composing --------------------------------------------------------------------------------------------
 

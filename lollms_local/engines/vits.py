@@ -30,6 +30,7 @@ from ..modalities.speech import (
 )
 from ..sentences import Piece, split_text
 from . import _torch
+from ._parking import ParksNetworks
 
 __all__ = ["VitsSpeech"]
 
@@ -49,7 +50,7 @@ _SHORT_CODES = {
 }  # fmt: skip
 
 
-class VitsSpeech:
+class VitsSpeech(ParksNetworks):
     """A loaded VITS. One caller at a time, in turn with every model that draws from torch's global generator."""
 
     modality: ClassVar[Modality] = "tts"
@@ -102,6 +103,9 @@ class VitsSpeech:
     def close(self) -> None:
         """Drop the network."""
         self._model = self._tokenizer = None
+
+    def _on_device(self) -> tuple[Device, list[Any]]:
+        return self.device, [self._model]
 
     # --- speaking ---------------------------------------------------------------------------------------------
 
