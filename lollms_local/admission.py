@@ -52,6 +52,7 @@ class Table:
         self.history: dict[Hashable, History] = {}
         self.pinned: set[Hashable] = set()
         self.decisions: deque[Decision] = deque(maxlen=64)
+        self.events = 0  #: leases begun, and models that left
         self._latest: Hashable = None
         self._first_used: float | None = None
 
@@ -91,12 +92,14 @@ class Table:
         over = {pool: self.charged(pool) - self.pools.budget(pool) for pool in pools}
         return {pool: count for pool, count in over.items() if count > 0}
 
-    def relief(self, over: Mapping[str, int]) -> list[Slot]:
-        """What to evict so that the charges fit the budget again; everything idle there if even that is not enough."""
-        plan = plan_eviction(self.rows(), over, self.clock(), self.policy)
+    def relief(self, over: Mapping[str, int], keep: Hashable = None) -> list[Slot]:
+        """What to evict so that it all fits again; everything idle there, but `keep`, if even that is not enough."""
+        rows = [row for row in self.rows() if row.key != keep]
+        plan = plan_eviction(rows, over, self.clock(), self.policy)
         if plan is not None:
             return [self.slots[row.key] for row in plan]
-        return [s for s in self.slots.values() if self.is_idle(s) and over.keys() & s.charged.keys()]
+        idle = (slot for slot in self.slots.values() if self.is_idle(slot) and slot.key != keep)
+        return [slot for slot in idle if over.keys() & slot.charged.keys()]
 
     def short(self, needs: Mapping[str, int]) -> dict[str, int]:
         """Bytes that are missing as things are, for those pools where some are."""
@@ -132,10 +135,21 @@ class Table:
 
     # --- changes ----------------------------------------------------------------------------------------------
 
-    def needs(self, key: Hashable, predicted: Mapping[str, int]) -> dict[str, int]:
-        """Bytes to plan with: the prediction, or what the same prediction turned out to be before if that is more."""
+    def needs(self, key: Hashable, predicted: Mapping[str, int], shape: str | None = None) -> dict[str, int]:
+        """Bytes to plan with: the prediction, or what the same prediction turned out to be before if that is more.
+
+        Args:
+            shape: count in what earlier jobs of this shape took at their height, so far as it fits.
+        """
         seen = self.ledger.measured(key, predicted)
-        return {pool: max(count, seen.get(pool, 0)) for pool, count in {**seen, **predicted}.items()}
+        needs = {pool: max(count, seen.get(pool, 0)) for pool, count in {**seen, **predicted}.items()}
+        learned = self.ledger.peaks(key, predicted).get(shape, {}) if shape is not None else {}
+        return {pool: max(count, self.at_most(learned).get(pool, 0)) for pool, count in needs.items()}
+
+    def at_most(self, learned: Mapping[str, int]) -> dict[str, int]:
+        """What was learned, but no more than there is with every model gone: it must never become a refusal."""
+        most = {pool: max(0, self.available(pool) + self.charged(pool)) for pool in learned}
+        return {pool: min(count, most[pool]) for pool, count in learned.items()}
 
     def insert(self, request: Request) -> Slot:
         """A row for a model about to be loaded, or to return from RAM, leased to the request that wants it."""
@@ -151,6 +165,7 @@ class Table:
             request.key, request.label, request.terms,
             claims=request.predicted or {}, charged=dict(request.needs or {}),
             history=self.history.setdefault(request.key, History(now - self._first_used)), loaded_at=now, last_used=now,
+            learned=self.ledger.peaks(request.key, request.predicted or {}),
         )  # fmt: skip
         self.take(slot, request)
         self.slots[request.key] = slot
@@ -158,16 +173,19 @@ class Table:
 
     def take(self, slot: Slot, request: Request) -> None:
         """Count a lease in."""
+        self.events += 1
         slot.take(request, self.clock(), after_another=self._latest != slot.key)
         self._latest = slot.key
 
-    def enter(self, slot: Slot, model: Any, took_s: float, measured: Mapping[str, int]) -> None:
+    def enter(
+        self, slot: Slot, model: Any, took_s: float, measured: Mapping[str, int], held: Mapping[str, int]
+    ) -> None:
         """A model is there: charge it for what it was seen to take, if that is more than planned."""
         if slot.home:
             slot.end_return()
             slot.history.return_s = took_s
         else:
-            slot.load_s = took_s
+            slot.load_s, slot.held = took_s, dict(held)
         slot.model, slot.state, slot.measured = model, "ready", dict(measured)
         slot.loaded_at = slot.last_used = self.clock()
         for pool, count in measured.items():
@@ -175,6 +193,7 @@ class Table:
 
     def remove(self, slots: Iterable[Slot]) -> None:
         """Forget rows."""
+        self.events += 1
         for slot in slots:
             if self.slots.get(slot.key) is slot:
                 del self.slots[slot.key]

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Entry:
     Attributes:
         model: its name. pinned: never evicted.
         charged: bytes per pool that its budget pays. measured: bytes seen to go at the load.
+        peak: bytes seen at the height of a job, where one could be watched.
         load_s: seconds that its load took. uses: how often it had been used.
         state: "ready", or "parked" while its weights wait in RAM.
     """
@@ -43,6 +44,7 @@ class Entry:
     uses: int
     pinned: bool
     state: str = "ready"
+    peak: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,7 @@ class Board:
                 self._post(look())
 
     def _post(self, rows: Iterable[ResidentInfo]) -> None:
-        entries = [
-            asdict(Entry(r.label, dict(r.charged), dict(r.measured), round(r.load_s, 3), r.uses, r.pinned, r.state))
-            for r in rows
-            if r.state in ("ready", "parked")
-        ]
+        entries = [asdict(_entry(row)) for row in rows if row.state in ("ready", "parked")]
         pid = os.getpid()
         target, started = self._folder / f"{pid}.json", _started(pid)
         try:
@@ -112,6 +110,13 @@ class Board:
         return sorted(postings, key=lambda posting: posting.pid)
 
 
+def _entry(row: ResidentInfo) -> Entry:
+    return Entry(
+        row.label, dict(row.charged), dict(row.measured), round(row.load_s, 3), row.uses, row.pinned, row.state,
+        dict(row.peak),
+    )  # fmt: skip
+
+
 def _started(pid: int) -> float | None:
     """When a process began; None if there is none of that number."""
     import psutil
@@ -131,7 +136,7 @@ def _posting(path: Path) -> Posting | None:
         entries = tuple(
             Entry(
                 str(e["model"]), _bytes(e["charged"]), _bytes(e["measured"]), float(e["load_s"]), int(e["uses"]),
-                bool(e["pinned"]), str(e.get("state", "ready")),
+                bool(e["pinned"]), str(e.get("state", "ready")), _bytes(e.get("peak", {})),
             )
             for e in found["entries"]
         )  # fmt: skip

@@ -87,7 +87,13 @@ class DeviceNotAvailable(LocalModelError, RuntimeError):
 
 
 class InsufficientMemory(LocalModelError, MemoryError):
-    """The model does not fit; the message is the receipt: who holds what, what was tried, what would fit."""
+    """The model does not fit; the message is the receipt: who holds what, what was tried, what would fit.
+
+    Attributes:
+        ran_out: it was thought to fit, and memory ran out while it was loaded or worked.
+    """
+
+    ran_out: bool = False
 
 
 class ModelBusy(LocalModelError, RuntimeError):

@@ -137,7 +137,11 @@ class LocalBinding(ModelCommands, Generic[M]):
         job = job or self.job(model)
         options = self.options(given, job.spec)
         with self.control(given) as control:
-            return self._installing(job, lambda: get_runtime().call(job, lambda m: use(m, options, control)))
+
+            def work() -> R:
+                return get_runtime().call(job, lambda model: use(model, options, control), options.shape)
+
+            return self._installing(job, work)
 
     @contextmanager
     def control(self, given: Mapping[str, Any]) -> Iterator[Control]:

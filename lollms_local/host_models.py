@@ -179,6 +179,8 @@ def _row(info: Any) -> dict[str, Any]:
         "status": "parked" if parked else "active" if info.leases else "idle",
         "active": bool(info.leases),
         "pinned": info.pinned,
+        "measured": dict(info.measured),
+        "peak": dict(info.peak),
         "load_s": info.load_s,
         "return_s": info.return_s,
         "uses": info.uses,

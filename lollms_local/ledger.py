@@ -6,20 +6,28 @@ import hashlib
 import json
 import logging
 import os
+import statistics
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 __all__ = ["Ledger"]
 
 log = logging.getLogger(__name__)
 
-#: figures kept; the oldest leave first
-MOST_FIGURES = 500
+T = TypeVar("T")
+Bytes = dict[str, int]
+
+#: models whose figures are kept, and shapes of work per model; the oldest leave first
+MOST_MODELS, MOST_SHAPES = 500, 32
+#: latest peaks that count. A neighbour's allocations during a job can only add to what is seen, and a job may end
+#: early: so the middle one is taken, and the lower of two
+LATEST = 3
 
 
 class Ledger:
-    """Measured bytes per model and prediction.
+    """Measured bytes per model and prediction: after the load, and at the peak of a job by the shape of its work.
 
     A figure belongs to a prediction: another placement or context predicts other bytes and has a figure of its own.
 
@@ -30,55 +38,106 @@ class Ledger:
 
     def __init__(self, path: Path | None = None, context: str = "") -> None:
         self._path, self._context = path, context
-        self._figures: dict[str, dict[str, int]] | None = None
+        self._loads: dict[str, Bytes] | None = None
+        self._peaks: dict[str, dict[str, list[Bytes]]] = {}
         self._lock = threading.Lock()
 
-    def measured(self, key: Hashable, predicted: Mapping[str, int]) -> dict[str, int]:
-        """Bytes per pool that this prediction turned out to be; empty if that has not been seen."""
+    def measured(self, key: Hashable, predicted: Mapping[str, int]) -> Bytes:
+        """Bytes per pool that this prediction turned out to be after a load; empty if that has not been seen."""
         with self._lock:
             return dict(self._read().get(self._name(key, predicted), {}))
 
+    def peaks(self, key: Hashable, predicted: Mapping[str, int]) -> dict[str, Bytes]:
+        """Bytes per pool at the peak of a job, by the shape of its work."""
+        with self._lock:
+            self._read()
+            return {shape: _middle(seen) for shape, seen in self._peaks.get(self._name(key, predicted), {}).items()}
+
     def note(self, key: Hashable, predicted: Mapping[str, int], measured: Mapping[str, int]) -> None:
-        """Remember the latest measurement, and write it down if there is a file and it is news."""
+        """Remember the latest load, and write it down if there is a file and it is news."""
         if not measured:
             return
         with self._lock:
-            figures, name = self._read(), self._name(key, predicted)
-            before = figures.pop(name, {})
-            figures[name] = {pool: int(count) for pool, count in measured.items()}
-            while len(figures) > MOST_FIGURES:
-                del figures[next(iter(figures))]
-            if self._path is not None and before != figures[name]:
-                self._write(self._path, figures)
+            loads, name = self._read(), self._name(key, predicted)
+            before = _put(loads, name, {pool: int(count) for pool, count in measured.items()}, MOST_MODELS)
+            if before != loads[name]:
+                self._write()
+
+    def note_peak(self, key: Hashable, predicted: Mapping[str, int], shape: str, peak: Mapping[str, int]) -> Bytes:
+        """Remember a job's peak; what is planned with for work of this shape from now on."""
+        with self._lock:
+            self._read()
+            name = self._name(key, predicted)
+            shapes = self._peaks.get(name, {})
+            before = shapes.get(shape, [])
+            _put(shapes, shape, [*before, {pool: int(count) for pool, count in peak.items()}][-LATEST:], MOST_SHAPES)
+            _put(self._peaks, name, shapes, MOST_MODELS)
+            learned = _middle(shapes[shape])
+            if len(before) < LATEST or learned != _middle(before):
+                self._write()
+            return learned
 
     def _name(self, key: Hashable, predicted: Mapping[str, int]) -> str:
         facts = repr((self._context, key, sorted(predicted.items())))
         return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
-    def _read(self) -> dict[str, dict[str, int]]:
-        if self._figures is None:
-            self._figures = _parsed(self._path) if self._path is not None else {}
-        return self._figures
+    def _read(self) -> dict[str, Bytes]:
+        if self._loads is None:
+            found = _content(self._path) if self._path is not None else {}
+            self._loads = _table(found.get("measured_bytes"), _bytes)
+            self._peaks = _table(found.get("peak_bytes"), _shapes)
+        return self._loads
 
-    def _write(self, path: Path, figures: Mapping[str, Mapping[str, int]]) -> None:
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
         try:
-            partial.write_text(json.dumps({"measured_bytes": figures}), encoding="utf-8")
-            os.replace(partial, path)
+            text = json.dumps({"measured_bytes": self._loads, "peak_bytes": self._peaks})
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self._path)
         except OSError as exc:  # a read-only models folder must not cost the user the model
-            log.info("The memory figures could not be kept in %s: %s", path, exc)
+            log.info("The memory figures could not be kept in %s: %s", self._path, exc)
 
 
-def _parsed(path: Path) -> dict[str, dict[str, int]]:
-    """The file's figures; what is not a figure is left out."""
+def _middle(seen: list[Bytes]) -> Bytes:
+    return {pool: int(statistics.median_low([row.get(pool, 0) for row in seen])) for pool in seen[-1]}
+
+
+def _put(table: dict[str, T], name: str, row: T, most: int) -> T | None:
+    """Enter the newest row; what was there under its name."""
+    before = table.pop(name, None)
+    table[name] = row
+    while len(table) > most:
+        del table[next(iter(table))]
+    return before
+
+
+# --- the file: what is not a figure is left out ---------------------------------------------------------------------
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["measured_bytes"]
-        return {
-            str(name): {str(pool): int(count) for pool, count in row.items() if 0 <= int(count) < 1 << 50}
-            for name, row in found.items()
-        }
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         log.info("The memory figures in %s are not used: %s", path, exc)
         return {}
+
+
+def _table(found: Any, read: Callable[[Any], T]) -> dict[str, T]:
+    try:
+        return {str(name): read(row) for name, row in found.items()} if found is not None else {}
+    except (ValueError, LookupError, TypeError, AttributeError) as exc:
+        log.info("Some memory figures are damaged and not used: %s", exc)
+        return {}
+
+
+def _bytes(row: Any) -> Bytes:
+    return {str(pool): int(count) for pool, count in row.items() if 0 <= int(count) < 1 << 50}
+
+
+def _shapes(row: Any) -> dict[str, list[Bytes]]:
+    return {str(shape): [_bytes(peak) for peak in peaks][-LATEST:] for shape, peaks in row.items() if peaks}

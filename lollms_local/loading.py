@@ -14,6 +14,7 @@ from typing import Any
 from .admission import Table
 from .errors import InsufficientMemory
 from .eviction import Decision
+from .learning import Learner
 from .memory import heap_for_loading
 from .residents import Slot, is_out_of_memory
 from .turns import Request
@@ -29,6 +30,7 @@ class _Loaded:
     model: Any
     load_s: float
     measured: Mapping[str, int]
+    held: Mapping[str, int]
 
 
 class Loader:
@@ -37,14 +39,21 @@ class Loader:
     Args:
         table: what is in memory.
         out: the way out, for what must make room.
+        learner: watches what loads and jobs take.
         empty_cache: returns what an allocator keeps of a pool without use, and says how many bytes that were.
         changed: told after a model came, without the lock.
     """
 
     def __init__(
-        self, table: Table, out: Unloader, empty_cache: Callable[[str], int], changed: Callable[[], None]
+        self,
+        table: Table,
+        out: Unloader,
+        learner: Learner,
+        empty_cache: Callable[[str], int],
+        changed: Callable[[], None],
     ) -> None:
-        self._table, self._out, self._empty_cache, self._changed = table, out, empty_cache, changed
+        self._table, self._out, self._learner = table, out, learner
+        self._empty_cache, self._changed = empty_cache, changed
         self._turns, self._clock = table.turns, table.clock
 
     def load(self, request: Request) -> Slot | None:
@@ -74,7 +83,7 @@ class Loader:
         if request.predicted is None:
             request.predicted = {pool: count for pool, count in request.claims().items() if count > 0}
         with self._turns.cond:
-            request.needs = self._table.needs(request.key, request.predicted)
+            request.needs = self._table.needs(request.key, request.predicted, request.shape)
 
     def _trim(self, request: Request) -> None:
         """If room is missing, first give back what no model need leave for: allocator caches, then models' reserves."""
@@ -134,7 +143,8 @@ class Loader:
                 self._turns.give(request)
             raise
         with self._turns.cond:
-            self._table.enter(slot, loaded.model, loaded.load_s, loaded.measured)
+            self._table.enter(slot, loaded.model, loaded.load_s, loaded.measured, loaded.held)
+            self._learner.watch(slot, request)
             over = self._table.overdrawn(loaded.measured)
             plan = self._table.relief(over)
             self._out.mark(plan)
@@ -169,6 +179,7 @@ class Loader:
 
     def _attempt(self, request: Request, bring: Callable[[], Any]) -> _Loaded:
         watched = [pool for pool in request.needs or () if pool != "ram"]
+        watch = self._learner.before_load(request)
         before, started = self._out.free_bytes(watched), self._clock()
         with heap_for_loading():
             model = bring()
@@ -180,7 +191,7 @@ class Loader:
             except BaseException:
                 model.close()
                 raise
-        return _Loaded(model, load_s, seen)
+        return _Loaded(model, load_s, seen, self._learner.after_load(watch, seen))
 
     def out_of_memory(self, label: str, needs: Mapping[str, int], exc: BaseException, freed: int) -> InsufficientMemory:
         """The refusal after memory ran out twice: what was tried, who holds what, what would fit."""
@@ -189,7 +200,9 @@ class Loader:
             text = self._table.receipt(label, needs)
             hint = getattr(exc, "hint", "") or self._table.would_fit(needs)
         tried = f"Memory ran out, {freed} idle models were unloaded, and it ran out again: {first}"
-        return InsufficientMemory(f"{tried} {text}", hint=hint)
+        error = InsufficientMemory(f"{tried} {text}", hint=hint)
+        error.ran_out = True
+        return error
 
 
 def _returned(model: Any) -> Callable[[], Any]:

@@ -28,9 +28,11 @@ from .devices import Memory, pool_memory
 from .errors import ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
 from .idle import IdleTimer
+from .learning import Learner
 from .ledger import Ledger
 from .loading import Loader
 from .memory import Pools, own_bytes
+from .meter import Reading
 from .residents import ResidentInfo, Slot, is_out_of_memory
 from .turns import PROCESS, Blocked, Request, Terms, Turns
 from .unloading import Unloader
@@ -70,6 +72,7 @@ class ModelManager:
         turns: the queue; default: the process's own.
         timer: unload idle models from a background thread; False leaves it to calls of `sweep`.
         park: let weights that leave a card wait in RAM while there is room.
+        held: bytes of a pool that are taken now, to learn what jobs take; default: as for `own`.
     """
 
     def __init__(
@@ -89,9 +92,10 @@ class ModelManager:
         turns: Turns = PROCESS,
         timer: bool = True,
         park: bool = True,
+        held: Callable[[str], int] | None = None,
     ) -> None:
-        if own is None and memory is pool_memory:
-            own = own_bytes
+        if memory is pool_memory:
+            own, held = own or own_bytes, held or memory_module.held_bytes
         if empty_cache is None:
             empty_cache = memory_module.empty_cache if memory is pool_memory else _nothing
         self._table = Table(
@@ -99,7 +103,8 @@ class ModelManager:
         )
         self._board = board
         self._out = Unloader(self._table, give_back, self._post)
-        self._loader = Loader(self._table, self._out, empty_cache, self._post)
+        self._learner = Learner(self._table, self._out, held)
+        self._loader = Loader(self._table, self._out, self._learner, empty_cache, self._post)
         self._turns, self._wait_s, self._clock = turns, wait_s, clock
         self._closed = False
         self._timer = IdleTimer(self._due_s, self.sweep, turns.cond) if timer else None
@@ -118,6 +123,7 @@ class ModelManager:
         holder: str = "",
         wait_s: float | None = None,
         way_out: Callable[[], str] = str,
+        shape: str | None = None,
     ) -> AbstractContextManager[M]:
         """Hold a model for the length of a `with` block; it is loaded if need be.
 
@@ -133,6 +139,8 @@ class ModelManager:
             measure: bytes a loaded model has per pool; default: what the pool lost during the load (not for "ram").
             holder: who uses it, for `ps`.
             wait_s: instead of the manager's.
+            shape: what the work is like. It is planned with what earlier work of equal shape took, and it is watched;
+                None = no work that anything could be learned from.
             way_out: what would help if it does not fit, asked for after `claims`; empty = whatever the table knows.
 
         Raises:
@@ -142,7 +150,8 @@ class ModelManager:
         """
         wait = self._wait_s if wait_s is None else wait_s
         caller = self._turns.caller()
-        return _Lease(self, Request(self, key, label, terms, caller, claims, load, measure, holder, wait, way_out))
+        request = Request(self, key, label, terms, caller, claims, load, measure, holder, wait, way_out, shape=shape)
+        return _Lease(self, request)
 
     def call(self, key: Hashable, fn: Callable[[M], R], **lease: Any) -> R:
         """Run `fn(model)` under a lease; if memory runs out in it, idle models make room and it runs once more.
@@ -316,6 +325,7 @@ class ModelManager:
             self._look_again()
         self._turns.take(request)
         self._table.take(slot, request)
+        self._learner.watch(slot, request)
         return None
 
     def _release(self, slot: Slot, request: Request) -> None:
@@ -344,23 +354,36 @@ class ModelManager:
 class _Lease(AbstractContextManager[M], Generic[M]):
     """What `lease` returns. Good for one `with` block."""
 
-    __slots__ = ("_job", "_manager", "_request", "_slot")
+    __slots__ = ("_job", "_manager", "_reading", "_request", "_slot")
 
     def __init__(self, manager: ModelManager, request: Request) -> None:
         self._manager, self._request = manager, request
         self._slot: Slot | None = None
         self._job: int | None = None
+        self._reading: Reading | None = None
 
     def __enter__(self) -> M:
-        self._slot = self._manager._acquire(self._request)
-        if self._slot.on_cores:
+        slot = self._slot = self._manager._acquire(self._request)
+        try:
+            self._reading = self._manager._learner.start(slot, self._request)
+        except BaseException:  # a thread that cannot be started, for instance
+            self._manager._release(slot, self._request)
+            raise
+        if slot.on_cores:
             self._job = CORES.begin()
-        return self._slot.model  # type: ignore[no-any-return]
+        return slot.model  # type: ignore[no-any-return]
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         slot, self._slot = self._slot, None
         job, self._job = self._job, None
+        reading, self._reading = self._reading, None
         if job is not None:
             CORES.end(job)
-        if slot is not None:
+        if slot is None:
+            return
+        growth = None
+        try:
+            growth = reading.stop() if reading is not None else None
+        finally:
             self._manager._release(slot, self._request)
+        self._manager._learner.finish(slot, self._request, growth, done=exc is None)

@@ -20,6 +20,7 @@ __all__ = [
     "empty_cache",
     "give_back",
     "heap_for_loading",
+    "held_bytes",
     "own_bytes",
     "readable",
 ]
@@ -134,6 +135,18 @@ def own_bytes(pool: str) -> int:
         return int(info.rss - getattr(info, "shared", 0))
     torch: Any = sys.modules.get("torch")
     return int(torch.cuda.memory_reserved(int(pool.partition(":")[2] or 0))) if _cuda_in_use(torch) else 0
+
+
+def held_bytes(pool: str) -> int:
+    """Bytes of a pool that are taken now, to tell what a load or a job adds.
+
+    RAM: all that this process has in it, mapped files included, as a model's weights may be. A card: what the driver
+    has given to anyone, as it does not tell whose it is everywhere.
+    """
+    if pool == "ram":
+        return int(_process().memory_info().rss)
+    memory = pool_memory(pool)
+    return memory.total_bytes - memory.free_bytes
 
 
 def default_headroom(pool: str, total_bytes: int) -> int:

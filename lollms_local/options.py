@@ -47,6 +47,11 @@ class Options(BaseModel):
     #: other spellings that callers use -> our name, e.g. ``{"num_inference_steps": "steps"}``
     aliases: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def shape(self) -> str:
+        """Names the class of requests that need as much memory as this one, on the same loaded model."""
+        return "any"
+
     @model_validator(mode="before")
     @classmethod
     def _coerce_all(cls, data: Any) -> Any:

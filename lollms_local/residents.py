@@ -26,6 +26,7 @@ class ResidentInfo:
         key, label: which model.
         state: "loading", "ready", "parking", "parked" (its weights wait in RAM) or "closing".
         claims: predicted bytes per pool. measured: bytes seen to go at the load. charged: what the budget pays.
+        peak: bytes seen at the height of a job, where one could be watched alone.
         leases, holders: jobs that use it now, and who they are.
         pinned: never evicted.
         loaded_at, last_used: when. idle_s: seconds since it was last used; 0 while in use.
@@ -40,6 +41,7 @@ class ResidentInfo:
     state: State
     claims: Mapping[str, int]
     measured: Mapping[str, int]
+    peak: Mapping[str, int]
     charged: Mapping[str, int]
     leases: int
     holders: tuple[str, ...]
@@ -95,6 +97,8 @@ class Slot:
     """A row of the table. Changed only with the table's lock held.
 
     Attributes:
+        held: bytes per pool that came with it, so far as that could be seen; a job's peak counts on top.
+        learned: peaks of earlier jobs by the shape of their work. readings: how many were taken of each since the load.
         home: while it is parked, what it is charged for when it is back; empty otherwise.
         unwanted: it was unloaded while it was being parked, so it goes instead.
     """
@@ -113,6 +117,9 @@ class Slot:
     load_s: float = 0.0
     users: dict[Caller, int] = field(default_factory=dict)
     holders: Counter[str] = field(default_factory=Counter)
+    held: dict[str, int] = field(default_factory=dict)
+    learned: dict[str, dict[str, int]] = field(default_factory=dict)
+    readings: Counter[str] = field(default_factory=Counter)
     home: dict[str, int] = field(default_factory=dict)
     unwanted: bool = False
 
@@ -195,10 +202,16 @@ class Slot:
             self.last_used, self.load_s if back_s is None else back_s, self.history.interval_s,
         )  # fmt: skip
 
+    @property
+    def peak(self) -> dict[str, int]:
+        """The most that any job is known to need, per pool."""
+        pools = {pool for seen in self.learned.values() for pool in seen}
+        return {pool: max(seen.get(pool, 0) for seen in self.learned.values()) for pool in sorted(pools)}
+
     def info(self, pinned: bool, now: float) -> ResidentInfo:
         return ResidentInfo(
             key=self.key, label=self.label, state=self.state,
-            claims=dict(self.claims), measured=dict(self.measured), charged=dict(self.charged),
+            claims=dict(self.claims), measured=dict(self.measured), peak=self.peak, charged=dict(self.charged),
             leases=self.leases, holders=tuple(sorted(h for h in self.holders if h)), pinned=pinned,
             loaded_at=self.loaded_at, last_used=self.last_used, idle_s=0.0 if self.users else now - self.last_used,
             load_s=self.load_s, uses=self.history.uses, idle_unload_s=self.terms.idle_unload_s,

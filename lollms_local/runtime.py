@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,20 +16,17 @@ from pydantic import Field
 from . import weights
 from .board import Board
 from .catalog import Catalog, ModelSpec, builtin_catalog_path
-from .devices import GIB, Device, available_devices, select_device
-from .engines import engine_class
+from .devices import GIB, Device, available_devices
 from .engines.sniff import default_engine, sniff
-from .errors import ModelNotFound
+from .errors import InsufficientMemory, ModelNotFound
 from .footprint import Footprint
+from .jobs import Job, Planner
 from .ledger import Ledger
-from .manager import ModelManager, Terms
-from .modalities.base import LoadOptions, Modality
-from .offline import offline
+from .manager import ModelManager
+from .modalities.base import Modality
 from .options import Options
 
 __all__ = ["Job", "Runtime", "Settings", "get_runtime", "set_runtime"]
-
-log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -61,22 +56,6 @@ class Settings(Options):
         return cls.merge({name: os.environ.get(prefix + name.upper()) for name in cls.model_fields})
 
 
-@dataclass(frozen=True)
-class Job:
-    """One model with the options that shape it in memory: what is leased."""
-
-    spec: ModelSpec
-    options: LoadOptions
-    models_dir: Path
-    idle_unload_s: float = 0.0
-    holder: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, str, LoadOptions]:
-        """Two jobs with equal keys share one copy in memory."""
-        return (self.spec.id, self.spec.source, str(self.models_dir), self.options)
-
-
 class Runtime:
     """Settings, catalogue and manager of a process.
 
@@ -104,6 +83,7 @@ class Runtime:
             board=Board(self.models_dir / ".running"),
             ledger=Ledger(self.models_dir / ".memory.json", context=_what_figures_depend_on()),
         )
+        self._planner = Planner(self.manager, shrink=self.settings.shrink)
 
     def _budgets(self) -> dict[str, int]:
         budgets = {}
@@ -182,24 +162,32 @@ class Runtime:
 
     # --- use --------------------------------------------------------------------------------------------------
 
-    def lease(self, job: Job) -> AbstractContextManager[Any]:
+    def lease(self, job: Job, shape: str | None = None) -> AbstractContextManager[Any]:
         """Hold a model: it is loaded if need be and is not evicted until the block ends.
+
+        Args:
+            shape: what the work is like, for the ledger: the `shape` of the call's options.
 
         Raises:
             LocalModelError: every refusal comes before anything is evicted; see `errors`.
         """
-        return self.manager.lease(job.key, **self._plan(job))
+        return self.manager.lease(job.key, shape=shape, **self._planner.terms(job))
 
-    def call(self, job: Job, use: Callable[[Any], R]) -> R:
-        """Run `use(model)` under a lease; if memory runs out, idle models make room and it is run once more."""
-        return self.manager.call(job.key, use, **self._plan(job))
+    def call(self, job: Job, use: Callable[[Any], R], shape: str | None = None) -> R:
+        """Run `use(model)` under a lease; if memory runs out, idle models make room and it is run once more.
+
+        If it runs out again and the setting `shrink` allows it, the model is loaded in a smaller form for a last try.
+        """
+        try:
+            return self.manager.call(job.key, use, shape=shape, **self._planner.terms(job))
+        except InsufficientMemory as exc:
+            if not (exc.ran_out and self.settings.shrink and self._planner.degrade(job)):
+                raise
+        return self.manager.call(job.key, use, shape=shape, **self._planner.terms(job))
 
     def footprint(self, job: Job) -> tuple[Device, Footprint]:
         """Device and bytes of a job, without loading it. Raises as `lease` would."""
-        engine = engine_class(job.spec.engine)
-        path = weights.locate(job.spec, job.models_dir)
-        device = select_device(job.options.device)
-        return device, engine.footprint(job.spec, path, device, job.options, self.manager.room(device.pool))
+        return self._planner.footprint(job)
 
     def is_loaded(self, job: Job) -> bool:
         """Cheap: asked before every generation."""
@@ -207,69 +195,8 @@ class Runtime:
 
     def unload(self, job: Job) -> bool:
         """Free a model; False, and nothing changed, if it is in use."""
+        self._planner.forget(job)
         return self.manager.unload(job.key)
-
-    def _plan(self, job: Job) -> dict[str, Any]:
-        """The manager's arguments for a job. Nothing is read here: a loaded model costs no look at the disk."""
-        planned: list[tuple[Device, Footprint, LoadOptions]] = []
-        way_out: list[str] = []
-
-        def claims() -> dict[str, int]:
-            device, footprint = self.footprint(job)
-            options = job.options
-            if not self._has_room(device, footprint):
-                smaller = self._smaller(job)
-                waiting_helps = self._has_room(device, footprint, in_time=True)
-                if smaller is not None and self.settings.shrink and not waiting_helps:
-                    device, footprint, options = *self.footprint(smaller[0]), smaller[0].options
-                    log.warning("%s does not fit as asked for; loaded with %s instead.", job.spec.id, smaller[1])
-                elif smaller is not None:
-                    way_out[:] = [f"With {smaller[1]} it fits."]
-            planned[:] = [(device, footprint, options)]
-            log.info(
-                "%s: %s on %s (%s). %s",
-                job.spec.id, job.spec.engine, device.torch_name, device.reason, footprint.reason,
-            )  # fmt: skip
-            return footprint.claims(device.pool)
-
-        def load() -> Any:
-            device, footprint, options = planned[0]
-            path = weights.locate(job.spec, job.models_dir)
-            with offline():
-                return engine_class(job.spec.engine).load(job.spec, path, device, options, footprint)
-
-        return {
-            "label": job.spec.id,
-            "claims": claims,
-            "load": load,
-            "terms": self._terms(job),
-            "holder": job.holder,
-            "way_out": lambda: " ".join(way_out),
-        }
-
-    def _has_room(self, device: Device, footprint: Footprint, *, in_time: bool = False) -> bool:
-        """Whether it fits once everything idle has left, or `in_time` when what is in use now has too."""
-        claims = footprint.claims(device.pool)
-        return all(count <= self.manager.room(pool, in_time=in_time) for pool, count in claims.items())
-
-    def _smaller(self, job: Job) -> tuple[Job, str] | None:
-        """The job with the first smaller options that fit, and what they change; see `engines.Shrinkable`."""
-        engine = engine_class(job.spec.engine)
-        for options, change in engine.smaller(job.options) if hasattr(engine, "smaller") else ():
-            smaller = replace(job, options=options)
-            if self._has_room(*self.footprint(smaller)):
-                return smaller, change
-        return None
-
-    @staticmethod
-    def _terms(job: Job) -> Terms:
-        engine = engine_class(job.spec.engine)
-        return Terms(
-            concurrency=engine.concurrency,
-            uses_torch=engine.uses_torch,
-            shares_rng=engine.shares_rng,
-            idle_unload_s=job.idle_unload_s,
-        )
 
 
 def _what_figures_depend_on() -> str:

@@ -29,12 +29,14 @@ class Terms:
         uses_torch: a load is exclusive against torch generation (readers and a writer); other engines keep serving.
         shares_rng: all models with this flag take turns, because they draw from one process-wide random generator.
         idle_unload_s: unload after so many idle seconds; 0 = never.
+        library: models that name the same one share code that takes memory once per process.
     """
 
     concurrency: int = 1
     uses_torch: bool = False
     shares_rng: bool = False
     idle_unload_s: float = 0.0
+    library: str = ""
 
 
 class Caller:
@@ -62,6 +64,8 @@ class Request:
     Attributes:
         predicted: what `claims` said, once it was asked. needs: what is planned with.
         returning: whether that is the plan for a return from RAM.
+        shape: what the work is like: equal shapes need equal memory; None = not to be learned from.
+        alone_at: the table's count of events when it got its model, if nobody else was at work then.
     """
 
     owner: object
@@ -79,6 +83,8 @@ class Request:
     predicted: Mapping[str, int] | None = None
     blocked: Blocked | None = None
     returning: bool = False
+    shape: str | None = None
+    alone_at: int | None = None
 
     @property
     def nested(self) -> bool:

@@ -36,6 +36,7 @@ class Unloader:
     def mark(self, slots: Iterable[Slot], *, for_good: bool = False) -> None:
         """Decide how each leaves: to RAM if it can wait there, else for good. With the lock held; `leave` follows."""
         for slot in slots:
+            self._table.events += 1
             if not for_good and self._table.may_park(slot):
                 slot.start_parking()
             else:

@@ -84,7 +84,7 @@ class LocalTTS(LocalBinding[SpeechModel], LollmsTTSBinding):
         words = check_text(text)
         job, given = self._who(model, voice, kwargs)
         options: SpeechOptions = self.options(given, job.spec)
-        lease = self._installing(job, lambda: get_runtime().lease(job))
+        lease = self._installing(job, lambda: get_runtime().lease(job, options.shape))
         return self._pieces(lease, words, options, given)
 
     def _pieces(

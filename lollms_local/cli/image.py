@@ -164,7 +164,7 @@ def _generate(
     job = Job(spec, load, runtime.models_dir, holder="command line")
     with _bar(quiet) as control:
         result: ImageResult = runtime.call(
-            job, lambda engine: engine.generate(prompt, options, control, edit=sources, loras=loras)
+            job, lambda engine: engine.generate(prompt, options, control, edit=sources, loras=loras), options.shape
         )
     for note in result.notes:
         typer.echo(note, err=True)

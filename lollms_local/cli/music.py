@@ -63,7 +63,7 @@ def music(
     request = MusicRequest(tuple(prompts), _sound(melody), _sound(after))
     job = Job(spec, load, runtime.models_dir, holder="command line")
     with job_bars(quiet=quiet) as control:
-        made: Music = runtime.call(job, lambda engine: engine.compose(request, options, control))
+        made: Music = runtime.call(job, lambda engine: engine.compose(request, options, control), options.shape)
     facts = {"model": spec.id, "seed": made.seed}
     tags = {name: str(value) for name, value in facts.items()}
     data = encode_audio(made.audio, form, metadata=tags, normalise=options.normalise)

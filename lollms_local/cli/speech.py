@@ -60,7 +60,7 @@ def speak(
     engine_class(spec.engine)  # a missing library is said before a bar is drawn
     job = Job(spec, load, runtime.models_dir, holder="command line")
     with job_bars(quiet=quiet) as control:
-        speech: Speech = runtime.call(job, lambda engine: engine.speak(words, options, control))
+        speech: Speech = runtime.call(job, lambda engine: engine.speak(words, options, control), options.shape)
     facts = {"model": spec.id, "voice": speech.voice, **({"seed": speech.seed} if speech.seed >= 0 else {})}
     tags = {name: str(value) for name, value in facts.items()}
     data = encode_audio(speech.audio, form, metadata=tags, normalise=options.normalise)

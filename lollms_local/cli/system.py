@@ -82,7 +82,7 @@ def frame() -> Any:
     return Group(*lines, "", table if table.row_count else "No model is loaded.")
 
 
-_COLUMNS = ("MODEL", "PROGRAM", "PLANNED", "MEASURED", "LOAD", "USES")
+_COLUMNS = ("MODEL", "PROGRAM", "PLANNED", "MEASURED", "PEAK", "LOAD", "USES")
 
 
 def _loaded() -> list[dict[str, Any]]:
@@ -100,12 +100,13 @@ def _loaded() -> list[dict[str, Any]]:
 
 
 def _ps_row(row: dict[str, Any]) -> tuple[str, ...]:
-    planned, measured = (
-        ", ".join(f"{pool} {size(number)}" for pool, number in row[key].items()) for key in ("charged", "measured")
+    planned, measured, peak = (
+        ", ".join(f"{pool} {size(number)}" for pool, number in row[key].items())
+        for key in ("charged", "measured", "peak")
     )
     notes = [note for note, holds in (("pinned", row["pinned"]), ("parked", row["state"] == "parked")) if holds]
     model = f"{row['model']} ({', '.join(notes)})" if notes else row["model"]
-    return model, f"{row['program']} {row['pid']}", planned, measured, f"{row['load_s']:.1f} s", str(row["uses"])
+    return model, f"{row['program']} {row['pid']}", planned, measured, peak, f"{row['load_s']:.1f} s", str(row["uses"])
 
 
 def plan(

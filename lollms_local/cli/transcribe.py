@@ -75,6 +75,7 @@ def transcribe(
         transcript: Transcript = runtime.call(
             Job(spec, load, runtime.models_dir, holder="command line"),
             lambda engine: engine.transcribe(file, options, control),
+            options.shape,
         )
     text = transcript.render(options.output)
     if output is not None:

@@ -96,7 +96,9 @@ def _generate(
     load = VideoLoadOptions.merge({"device": device, "dtype": dtype}, spec.defaults)
     job = Job(spec, load, runtime.models_dir, holder="command line")
     with _bars(quiet) as control:
-        film: Video = runtime.call(job, lambda engine: engine.generate(prompt, options, control, image=first))
+        film: Video = runtime.call(
+            job, lambda engine: engine.generate(prompt, options, control, image=first), options.shape
+        )
     return film
 
 

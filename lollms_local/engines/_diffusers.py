@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import LoadError
 from ._diffusion_job import JobHooks, accepted, job_pipe, named_scheduler, scheduler_names
-from ._diffusion_place import check_attention, place, tune
+from ._diffusion_place import check_attention, place, smaller_forms, tune
 from ._pipeline_folder import (
     DTYPE_WIDTH,
     LIBRARIES,
@@ -50,6 +50,7 @@ __all__ = [
     "named_scheduler",
     "place",
     "scheduler_names",
+    "smaller_forms",
     "tune",
 ]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from ..devices import Device
 from ..errors import UnsupportedRequest
 from ..fit import FitPlan
 
-__all__ = ["TILE", "check_attention", "place", "tune"]
+__all__ = ["TILE", "check_attention", "place", "smaller_forms", "tune"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,19 @@ def _limit_tiles(vae: Any) -> None:
     if side > TILE:
         vae.tile_latent_min_size = vae.tile_latent_min_size * TILE // side
         vae.tile_sample_min_size = TILE
+
+
+def smaller_forms(options: Any) -> Iterator[tuple[Any, str]]:
+    """Load options of a pipeline that need less memory, the fastest first, and what they change; see `Shrinkable`."""
+    said = []
+    if options.vae_tiling != "on":
+        said.append("vae_tiling=on")
+        options = options.model_copy(update={"vae_tiling": "on"})
+        yield options, " and ".join(said)
+    offloads = ("model_offload", "group_offload")
+    if options.placement in ("auto", "device", *offloads):
+        for placement in offloads[offloads.index(options.placement) + 1 if options.placement in offloads else 0 :]:
+            yield options.model_copy(update={"placement": placement}), " and ".join([*said, f"placement={placement}"])
 
 
 def check_attention(name: str) -> None:

@@ -22,7 +22,7 @@ from ..fit import FitPlan, plan_fit
 from ..footprint import Footprint
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.image import EditInput, GeneratedImage, ImageLoadOptions, ImageOptions, ImageResult, Lora
-from ._diffusers import JobHooks, check_attention, job_pipe, modules_of, named_scheduler, place, tune
+from ._diffusers import JobHooks, check_attention, job_pipe, modules_of, named_scheduler, place, smaller_forms, tune
 from ._image_arguments import image_arguments
 from ._image_lora import Adapters
 from ._image_open import find_files, open_pipeline
@@ -90,6 +90,11 @@ class DiffusersImage(ParksNetworks):
             placement=(plan, files),
             reason=f"{plan.reason} {dtype}: {why}.",
         )
+
+    @classmethod
+    def smaller(cls, options: Any) -> Iterator[tuple[Any, str]]:
+        """The VAE in tiles, then parts that wait in RAM until they work."""
+        return smaller_forms(options)
 
     @classmethod
     def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:

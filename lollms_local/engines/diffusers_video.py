@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +18,17 @@ from ..fit import FitPlan, plan_fit
 from ..footprint import Footprint
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.video import Video, VideoLoadOptions, VideoOptions
-from ._diffusers import DTYPE_WIDTH, JobHooks, check_attention, job_pipe, modules_of, named_scheduler, place, tune
+from ._diffusers import (
+    DTYPE_WIDTH,
+    JobHooks,
+    check_attention,
+    job_pipe,
+    modules_of,
+    named_scheduler,
+    place,
+    smaller_forms,
+    tune,
+)
 from ._parking import ParksNetworks
 from ._torch import each_step, foreign_errors, limit_threads, resolve_seed
 from ._video_call import film_arguments, starting_from_picture
@@ -108,6 +118,11 @@ class DiffusersVideo(ParksNetworks):
             placement=(plan, files),
             reason=f"{plan.reason} {dtype}: {why}.",
         )
+
+    @classmethod
+    def smaller(cls, options: Any) -> Iterator[tuple[Any, str]]:
+        """The VAE in tiles, then parts that wait in RAM until they work."""
+        return smaller_forms(options)
 
     @classmethod
     def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:

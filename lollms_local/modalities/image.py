@@ -115,6 +115,11 @@ class ImageOptions(Options):
         0, "Hand a small preview to the progress function every so many steps; 0 = never.", ge=0
     )
 
+    @property
+    def shape(self) -> str:
+        """Pixels, and pictures at once."""
+        return f"{self.width}x{self.height}x{min(self.n, self.batch_size)}"
+
 
 @dataclass(frozen=True)
 class GeneratedImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -48,6 +49,11 @@ class MusicOptions(Options):
     ignore_lyrics: bool = choice(False, "Lyrics for a model that cannot sing: true = make the music without them.")
     format: Literal["wav", "flac", "mp3", "ogg", "opus"] = choice("wav", "File format: wav | flac | mp3 | ogg | opus.")
     normalise: bool = choice(False, "Scale the loudest peak to 0.97.")
+
+    @property
+    def shape(self) -> str:
+        """Seconds in fives, up to the window's thirty: what is longer is made in parts."""
+        return f"{5 * math.ceil(min(self.duration, 30) / 5)}s"
 
 
 @dataclass(frozen=True)

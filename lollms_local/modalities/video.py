@@ -106,6 +106,12 @@ class VideoOptions(Options):
     scheduler: str = auto("", "Sampler: unipc | euler | flow_euler | ddim | dpmpp_2m ...; empty = the model's own.")
     format: Literal["mp4", "webm", "gif"] = choice("mp4", "File format: mp4 (H.264) | webm (VP9) | gif (no sound).")
 
+    @property
+    def shape(self) -> str:
+        """Pixels and frames."""
+        length = self.num_frames or f"{self.duration:g}s at {self.fps:g}"
+        return f"{self.size or f'{self.width}x{self.height}'} {length} {self.quality}"
+
     @classmethod
     def of_call(cls, call: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
         """A call's wishes over a configuration's, without the model's own settings, which the engine lays below.
