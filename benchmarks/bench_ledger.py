@@ -3,7 +3,8 @@
     python benchmarks/bench_ledger.py [CASE ...]
 
 Prints JSON: predicted and measured MB, of the weights after a load and of the whole at the peak of a job that uses what
-was planned for (a full context, a long recording), both less what the libraries take by themselves; and the errors.
+was planned for (a full context, a long recording), both less what the libraries take by themselves; what the manager
+learned from one such job before; and the errors.
 Linux only.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lollms_local.manager import ModelManager
 from lollms_local.memory import give_back
 from lollms_local.modalities.base import Control
 from lollms_local.runtime import Job, Runtime
@@ -139,13 +141,17 @@ CASES: dict[str, Callable[[Runtime, Path], Case]] = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The second load and job in a process: in the first the libraries take what they keep for good."""
+    """The third load and job in a process: in the first the libraries take what they keep for good, in the second the
+    manager learns."""
     from benchmarks.bench_ttv import _status
 
     with tempfile.TemporaryDirectory() as folder:
-        runtime = Runtime()
+        runtime = Runtime(manager=ModelManager())  # one that has learned nothing before
         job, use = CASES[name](runtime, Path(folder))
-        runtime.call(job, use)
+        runtime.call(job, use, "case")
+        runtime.unload(job)
+        runtime.call(job, use, "case")
+        learned = runtime.manager.snapshot()[0].peak["ram"]
         runtime.unload(job)
         gc.collect()
         give_back()
@@ -164,6 +170,8 @@ def measure(name: str) -> dict[str, Any]:
             "planned_mb": round(plan.total_bytes / 1e6, 1),
             "peak_mb": round(peak / 1e6, 1),
             "planned_over_peak": round(plan.total_bytes / max(1, peak), 3),
+            "learned_mb": round(learned / 1e6, 1),
+            "learned_over_peak": round(learned / max(1, peak), 3),
         }
 
 
