@@ -1,6 +1,6 @@
 """On a GPU, with models of published size and random weights: placement, memory, speed beside the plain library.
 
-    python benchmarks/bench_gpu.py --models /tmp/full sdxl musicgen bark wan llama soak
+    python benchmarks/bench_gpu.py --models /tmp/full sdxl musicgen bark wan llama soak park
 
 Each case runs in a process of its own and prints one JSON line per measurement. Memory is read from the driver (what is
 free on the card), so that it counts for llama.cpp too; the CUDA context itself, which a process keeps, is left out.
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import full_size
 from benchmarks.gpu_measure import GPU, PROMPT, chat, job, measure, say
+from benchmarks.gpu_park import park
 from benchmarks.gpu_soak import soak
 from lollms_local.modalities.base import Control
 from lollms_local.modalities.chat import ChatLoadOptions
@@ -177,6 +178,7 @@ BUILD: dict[str, Callable[..., Path]] = {
 }  # fmt: skip
 RUN: dict[str, Callable[[Path, bool], None]] = {
     "sdxl": sdxl, "wan": wan, "bark": bark, "musicgen": musicgen, "llama": llama, "soak": soak,
+    "park": park,
 }  # fmt: skip
 
 

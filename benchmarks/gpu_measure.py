@@ -15,7 +15,7 @@ from lollms_local.modalities.base import Control
 from lollms_local.modalities.chat import ChatOptions, ChatRequest
 from lollms_local.runtime import Job, Runtime
 
-__all__ = ["GPU", "POOL", "PROMPT", "Peak", "chat", "free_mb", "job", "measure", "say"]
+__all__ = ["GPU", "POOL", "PROMPT", "Peak", "chat", "free_mb", "job", "measure", "say", "warm_context"]
 
 GPU = select_device("auto").kind == "cuda"
 POOL = "cuda:0" if GPU else "ram"
