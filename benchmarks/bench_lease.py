@@ -89,6 +89,24 @@ def main() -> None:
 
     print(json.dumps({"a load with an eviction, empty models": microseconds(evict, 2_000)}))
     print(json.dumps({"memory free after an unload": after_unload()}))
+    print(json.dumps({"warm lease through the runtime, the starter chat model, a job made anew": through_runtime()}))
+
+
+def through_runtime() -> dict[str, float]:
+    """What a binding pays per call: options with dozens of fields are part of the key."""
+    from lollms_local.modalities.chat import ChatLoadOptions
+    from lollms_local.runtime import Job, Runtime
+
+    runtime, options = Runtime(), ChatLoadOptions()
+    spec = runtime.resolve("smollm2-135m-instruct", "llm")
+
+    def work() -> None:
+        with runtime.lease(Job(spec, options.model_copy(), runtime.models_dir), "any"):
+            pass
+
+    for _ in range(5):  # the load, and the jobs that are watched
+        work()
+    return microseconds(work, 20_000)
 
 
 def after_unload() -> dict[str, float]:

@@ -33,6 +33,7 @@ class Entry:
         model: its name. pinned: never evicted.
         charged: bytes per pool that its budget pays. measured: bytes seen to go at the load.
         peak: bytes seen at the height of a job, where one could be watched.
+        returned: share of its memory that came free when it last left; None if that has not been seen.
         load_s: seconds that its load took. uses: how often it had been used.
         state: "ready", or "parked" while its weights wait in RAM.
     """
@@ -45,6 +46,7 @@ class Entry:
     pinned: bool
     state: str = "ready"
     peak: dict[str, int] = field(default_factory=dict)
+    returned: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Board:
 def _entry(row: ResidentInfo) -> Entry:
     return Entry(
         row.label, dict(row.charged), dict(row.measured), round(row.load_s, 3), row.uses, row.pinned, row.state,
-        dict(row.peak),
+        dict(row.peak), None if row.returned is None else round(row.returned, 3),
     )  # fmt: skip
 
 
@@ -137,6 +139,7 @@ def _posting(path: Path) -> Posting | None:
             Entry(
                 str(e["model"]), _bytes(e["charged"]), _bytes(e["measured"]), float(e["load_s"]), int(e["uses"]),
                 bool(e["pinned"]), str(e.get("state", "ready")), _bytes(e.get("peak", {})),
+                None if e.get("returned") is None else float(e["returned"]),
             )
             for e in found["entries"]
         )  # fmt: skip

@@ -183,5 +183,6 @@ def _row(info: Any) -> dict[str, Any]:
         "peak": dict(info.peak),
         "load_s": info.load_s,
         "return_s": info.return_s,
+        "returned": info.returned,
         "uses": info.uses,
     }

@@ -14,6 +14,7 @@ from ..devices import GIB, available_devices, pool_memory
 from ..engines import engine_class
 from ..linking import BindingState, link, unlink
 from ..runtime import Job, get_runtime
+from ..unloading import RETURNED_ENOUGH
 from .advice import Situation, advice
 from .complete import model_names
 from .models import ModalityOption, choose
@@ -104,7 +105,9 @@ def _ps_row(row: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(f"{pool} {size(number)}" for pool, number in row[key].items())
         for key in ("charged", "measured", "peak")
     )
-    notes = [note for note, holds in (("pinned", row["pinned"]), ("parked", row["state"] == "parked")) if holds]
+    notes = ["pinned"] * row["pinned"] + ["parked"] * (row["state"] == "parked")
+    if row["returned"] is not None and row["returned"] < RETURNED_ENOUGH:
+        notes.append(f"gave back only {max(0, row['returned']):.0%} when it last left")
     model = f"{row['model']} ({', '.join(notes)})" if notes else row["model"]
     return model, f"{row['program']} {row['pid']}", planned, measured, peak, f"{row['load_s']:.1f} s", str(row["uses"])
 

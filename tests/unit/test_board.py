@@ -20,6 +20,7 @@ from lollms_local.catalog import Catalog
 from lollms_local.cli import system
 from lollms_local.manager import ModelManager
 from lollms_local.runtime import Runtime, Settings, set_runtime
+from tests.virtual_device import Kind, VirtualDevice
 
 
 @pytest.fixture
@@ -96,6 +97,26 @@ def test_ps_and_top_show_what_a_living_program_has_loaded(
             assert "a-model" in capsys.readouterr().out
     manager.close()
     assert call("ps") == 0 and "No model" in capsys.readouterr().out
+
+
+def test_ps_says_what_is_parked_and_what_did_not_give_its_memory_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = VirtualDevice(gpu=100, ram=100)
+    manager = device.manager(board=Board(folder))
+    leaky, waits = Kind(device, "leaky", gpu=40, leak=0.5), Kind(device, "waits", gpu=50, parks=True)
+    leaky.touch(manager)
+    assert manager.unload("leaky")
+    waits.touch(manager)
+    leaky.touch(manager)
+    assert call("ps", "--json") == 0
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["waits"]["state"], rows["waits"]["charged"]) == ("parked", {"ram": 50})
+    assert (rows["leaky"]["state"], rows["leaky"]["returned"]) == ("ready", 0.5)
+    assert call("ps") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "waits (parked)" in text and "leaky (gave back only 50% when it last left)" in text
+    manager.close()
 
 
 def _interrupted(seconds: float) -> None:
