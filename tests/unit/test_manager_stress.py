@@ -56,7 +56,7 @@ class Watch:
 
 def test_sixteen_threads_with_nested_and_crossed_leases_and_failing_loads() -> None:
     device = VirtualDevice(gpu=120, ram=RAM)
-    manager = device.manager(budgets={"gpu": 100})
+    manager = device.manager(budgets={"gpu": 100}, held=lambda pool: device.used[pool])
     watch, chance = Watch(device), random.Random(7)
     outcomes: Counter[str] = Counter()
 
@@ -72,7 +72,7 @@ def test_sixteen_threads_with_nested_and_crossed_leases_and_failing_loads() -> N
 
     def use(kind: Kind, inner: list[Kind], dice: random.Random) -> None:
         try:
-            with kind.lease(manager, holder="stress") as model:
+            with kind.lease(manager, holder="stress", shape=dice.choice((None, "small", "big"))) as model:
                 with model:
                     watch.working(kind.terms, +1)
                     if kind.terms.concurrency == 1 and model.users > 1 and kind not in inner:
@@ -108,6 +108,7 @@ def test_sixteen_threads_with_nested_and_crossed_leases_and_failing_loads() -> N
     assert device.faults == []
     assert device.peak["gpu"] <= 100 and device.peak["ram"] <= RAM
     assert any(entry.startswith("unpark") for entry in device.log)
+    assert not any(thread.name == "lollms-local-meter" for thread in threading.enumerate())
     assert all(row.leases == 0 for row in manager.snapshot())
     assert all(decision.replay() == decision.victims for decision in manager.explain())
     manager.unload_idle()
