@@ -42,6 +42,16 @@ class BindingState:
         """True if the host can use it."""
         return self.state in ("installed", "linked", "copied")
 
+    @property
+    def remedy(self) -> str:
+        """What the user can do about it; empty where nothing need be done."""
+        if self.visible:
+            return ""
+        if self.state == "foreign":
+            what = f"a link to {self.place.readlink()}" if self.place.is_symlink() else "a folder of somebody else's"
+            return f"{self.place} is {what}: move it away, then run: lollms-local link"
+        return "lollms-local link"
+
 
 def host_folder() -> Path | None:
     """The host's package folder, or None if lollms-client is not installed. The host is not imported to find out."""

@@ -206,9 +206,5 @@ def _host() -> Iterator[Check]:
         name = f"binding local_{state.modality}"
         if state.visible:
             yield Check(name, "ok", f"the host sees it ({state.state})")
-        elif state.state == "foreign":
-            yield Check(
-                name, "bad", f"{state.place} is something else", "Move that folder away, then: lollms-local link"
-            )
         else:
-            yield Check(name, "bad", f"the host does not see it ({state.state})", "lollms-local link")
+            yield Check(name, "bad", f"the host does not see it ({state.state})", state.remedy)

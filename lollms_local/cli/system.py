@@ -173,4 +173,7 @@ def _show(states: list[BindingState], as_json: bool, must_be_visible: bool = Tru
     else:
         print_table(("MODALITY", "STATE", "PLACE"), [(s.modality, s.state, str(s.place)) for s in states])
     if must_be_visible and not all(state.visible for state in states):
+        for state in states:
+            if state.state == "foreign":
+                typer.echo(state.remedy, err=True)
         raise typer.Exit(1)

@@ -54,9 +54,14 @@ def test_a_foreign_folder_of_that_name_is_never_touched(host: Path) -> None:
 def test_a_link_to_somebody_elses_folder_is_foreign(host: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    (host / "tti_bindings" / "local_tti").symlink_to(other)
+    place = host / "tti_bindings" / "local_tti"
+    place.symlink_to(other)
     linking.unlink(host)
-    assert (host / "tti_bindings" / "local_tti").is_symlink()
+    assert place.is_symlink()
+    (state,) = (s for s in linking.link(host) if s.modality == "tti")
+    assert state.remedy == f"{place} is a link to {other}: move it away, then run: lollms-local link"
+    place.rename(tmp_path / "away")
+    assert {(s.state, s.remedy) for s in linking.link(host)} == {("linked", "")}
 
 
 def test_a_link_to_a_checkout_that_is_gone_is_mended(host: Path, tmp_path: Path) -> None:
