@@ -48,6 +48,7 @@ class Table:
     ) -> None:
         self.pools, self.turns, self.policy, self.clock, self.ledger = pools, turns, policy, clock, ledger
         self.park = park
+        self.closed = False
         self.slots: dict[Hashable, Slot] = {}
         self.history: dict[Hashable, History] = {}
         self.pinned: set[Hashable] = set()

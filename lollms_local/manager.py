@@ -5,8 +5,8 @@
 
 A model is loaded on first use and stays while the budget allows. What must leave for another is chosen by
 `eviction.plan_eviction`; whether there is room, by `admission.Table`; who goes first, by `turns.Turns`;
-`loading.Loader` and `unloading.Unloader` carry it out. One lock guards all of that; models are loaded, closed and
-measured outside it.
+`leasing.Leasing` gives the lease; `loading.Loader` and `unloading.Unloader` carry out what it takes. One lock guards
+all of that; models are loaded, closed and measured outside it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from . import memory as memory_module
 from .admission import Table
 from .board import Board
-from .cores import CORES
 from .devices import Memory, pool_memory
-from .errors import ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
 from .idle import IdleTimer
 from .learning import Learner
+from .leasing import Lease, Leasing
 from .ledger import Ledger
 from .loading import Loader
 from .memory import Pools, own_bytes
-from .meter import Reading
-from .residents import ResidentInfo, Slot, is_out_of_memory
-from .turns import PROCESS, Blocked, Request, Terms, Turns
+from .residents import ResidentInfo, is_out_of_memory
+from .turns import PROCESS, Request, Terms, Turns
 from .unloading import Unloader
 
 __all__ = ["Decision", "ModelManager", "Resident", "ResidentInfo", "Terms", "plan_eviction"]
@@ -105,8 +102,8 @@ class ModelManager:
         self._out = Unloader(self._table, give_back, self._post)
         self._learner = Learner(self._table, self._out, held)
         self._loader = Loader(self._table, self._out, self._learner, empty_cache, self._post)
+        self._leasing = Leasing(self._table, self._loader, self._out, self._learner, self._look_again)
         self._turns, self._wait_s, self._clock = turns, wait_s, clock
-        self._closed = False
         self._timer = IdleTimer(self._due_s, self.sweep, turns.cond) if timer else None
 
     # --- use --------------------------------------------------------------------------------------------------
@@ -151,7 +148,7 @@ class ModelManager:
         wait = self._wait_s if wait_s is None else wait_s
         caller = self._turns.caller()
         request = Request(self, key, label, terms, caller, claims, load, measure, holder, wait, way_out, shape=shape)
-        return _Lease(self, request)
+        return Lease(self._leasing, self._learner, request)
 
     def call(self, key: Hashable, fn: Callable[[M], R], **lease: Any) -> R:
         """Run `fn(model)` under a lease; if memory runs out in it, idle models make room and it runs once more.
@@ -241,7 +238,7 @@ class ModelManager:
     def close(self) -> None:
         """Free everything; what is in use goes when its lease ends. No further leases."""
         with self._turns.cond:
-            self._closed = True
+            self._table.closed = True
             self._table.pinned.clear()
             for slot in self._table.slots.values():
                 slot.unwanted = True
@@ -262,79 +259,7 @@ class ModelManager:
         with self._turns.cond:
             return list(self._table.decisions)
 
-    # --- getting a lease --------------------------------------------------------------------------------------
-
-    def _acquire(self, request: Request) -> Slot:
-        turns = self._turns
-        request.caller = turns.caller()  # the thread that enters the block counts
-        with turns.cond:
-            slot = self._table.slots.get(request.key)
-            if slot is not None and not turns.queue and self._grant(slot, request) is None:
-                return slot
-        if request.caller.loading:
-            raise ModelBusy(f"{request.label} was asked for from inside the loading of another model.")
-        left_s = request.wait_s
-        with turns.queued(request):
-            while True:
-                with turns.cond:
-                    blocked = self._next(request)
-                    if blocked is not None:
-                        if blocked.reason != "load" and (request.nested or left_s <= 0):
-                            raise self._table.busy(request, blocked)
-                        left_s = turns.wait(request, blocked, left_s)
-                        continue
-                    request.blocked = None
-                    if turns.loader is not request:
-                        return self._table.slots[request.key]
-                slot = self._loader.load(request)
-                if slot is not None:
-                    with turns.cond:
-                        self._look_again()
-                    return slot
-
-    def _next(self, request: Request) -> Blocked | None:
-        """A step forward: a lease if the model is loaded, else the right to load it. If neither: what is in the way."""
-        if self._closed:
-            raise ModelBusy("The model manager has been closed.", hint="Use the process's current Runtime.")
-        slot = self._table.slots.get(request.key)
-        if slot is not None and slot.state != "parked":
-            return self._grant(slot, request)
-        if self._turns.loader is not None:
-            return Blocked("load")
-        blocked = self._table.admit(request).blocked if request.needs is not None else None
-        if blocked is None:
-            self._turns.loader = request
-        return blocked
-
-    def _grant(self, slot: Slot, request: Request) -> Blocked | None:
-        """Lease a loaded model, if nothing and nobody is in the way."""
-        if slot.state != "ready" or self._closed:
-            return Blocked("load")
-        blocked = self._turns.may_use(request)
-        if blocked is not None:
-            return blocked
-        if not slot.has_turn_for(request.caller):
-            return Blocked("turn")
-        for other, why in self._turns.ahead(request) if self._turns.queue else ():
-            if other.owner is self and other.key == request.key and why.reason != "load" and slot.terms.concurrency:
-                return Blocked("turn")
-            if other.owner is self and request.key in why.drain:
-                return Blocked("room")
-        if slot.terms.idle_unload_s != request.terms.idle_unload_s:
-            slot.terms = request.terms  # the latest word counts
-            self._look_again()
-        self._turns.take(request)
-        self._table.take(slot, request)
-        self._learner.watch(slot, request)
-        return None
-
-    def _release(self, slot: Slot, request: Request) -> None:
-        with self._turns.cond:
-            slot.give(request, self._clock())
-            self._turns.give(request)
-            last = [slot] if self._closed and not slot.users and slot.state == "ready" else []
-            self._out.mark(last, for_good=True)
-        self._out.leave(last)
+    # --- own affairs ------------------------------------------------------------------------------------------
 
     def _post(self) -> None:
         if self._board is not None:
@@ -346,44 +271,6 @@ class ModelManager:
 
     def _due_s(self) -> float:
         """Seconds until a model may have been idle long enough."""
-        slots = [] if self._closed else self._table.slots.values()
+        slots = [] if self._table.closed else self._table.slots.values()
         now = self._clock()
         return min((slot.due(now) for slot in slots), default=threading.TIMEOUT_MAX)
-
-
-class _Lease(AbstractContextManager[M], Generic[M]):
-    """What `lease` returns. Good for one `with` block."""
-
-    __slots__ = ("_job", "_manager", "_reading", "_request", "_slot")
-
-    def __init__(self, manager: ModelManager, request: Request) -> None:
-        self._manager, self._request = manager, request
-        self._slot: Slot | None = None
-        self._job: int | None = None
-        self._reading: Reading | None = None
-
-    def __enter__(self) -> M:
-        slot = self._slot = self._manager._acquire(self._request)
-        try:
-            self._reading = self._manager._learner.start(slot, self._request)
-        except BaseException:  # a thread that cannot be started, for instance
-            self._manager._release(slot, self._request)
-            raise
-        if slot.on_cores:
-            self._job = CORES.begin()
-        return slot.model  # type: ignore[no-any-return]
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        slot, self._slot = self._slot, None
-        job, self._job = self._job, None
-        reading, self._reading = self._reading, None
-        if job is not None:
-            CORES.end(job)
-        if slot is None:
-            return
-        growth = None
-        try:
-            growth = reading.stop() if reading is not None else None
-        finally:
-            self._manager._release(slot, self._request)
-        self._manager._learner.finish(slot, self._request, growth, done=exc is None)
