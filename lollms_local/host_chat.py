@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MediaError, UnsupportedRequest
+from .modalities.chat import ChatResult
 
-__all__ = ["StructuredText", "image_bytes", "place_images", "read_schema", "read_tool_choice", "template_variables"]
+__all__ = [
+    "StructuredText",
+    "image_bytes",
+    "one_system",
+    "place_images",
+    "read_schema",
+    "read_tool_choice",
+    "template_variables",
+    "tool_message",
+]
 
 #: an image file larger than this is refused before it is decoded
 MAX_IMAGE_BYTES = 64 << 20
@@ -234,3 +244,31 @@ def _written_out(schema: Any) -> Any:
         return schema
     fields = {name: {"type": value} for name, value in schema.items()}
     return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+def one_system(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Leading system messages as one; most templates know only one."""
+    if not all(isinstance(m, Mapping) for m in messages):
+        return messages  # the engine says what is wrong with them
+    rows = [dict(m) for m in messages]
+    count = next((i for i, m in enumerate(rows) if m.get("role") != "system"), len(rows))
+    if count < 2:
+        return rows
+    parts: list[Any] = []
+    for row in rows[:count]:
+        content = row.get("content")
+        parts += list(content) if isinstance(content, (list, tuple)) else [{"type": "text", "text": str(content or "")}]
+    return [{"role": "system", "content": parts}, *rows[count:]]
+
+
+def tool_message(result: ChatResult) -> dict[str, Any]:
+    """An answer that calls tools, as a message in OpenAI's form."""
+    calls = [
+        {
+            "id": f"call_{number}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+        }
+        for number, call in enumerate(result.tool_calls)
+    ]
+    return {"role": "assistant", "content": result.text, "tool_calls": calls, "finish_reason": "tool_calls"}

@@ -95,7 +95,7 @@ class LocalLLM(LocalBinding[ChatModel], LollmsLLMBinding):
             messages = [{"role": "user", "content": prompt}]
         if system_prompt:
             messages = [{"role": "system", "content": system_prompt}, *messages]
-        return self._answer(_one_system(messages), None, images, streaming_callback, kwargs)
+        return self._answer(host_chat.one_system(messages), None, images, streaming_callback, kwargs)
 
     @edge
     def generate_from_messages(
@@ -106,7 +106,7 @@ class LocalLLM(LocalBinding[ChatModel], LollmsLLMBinding):
         **kwargs: Any,
     ) -> Any:
         """Answer a conversation in the OpenAI form; arguments and result as for `generate_text`."""
-        return self._answer(_one_system(messages), None, images, streaming_callback, kwargs)
+        return self._answer(host_chat.one_system(messages), None, images, streaming_callback, kwargs)
 
     def chat(self, discussion: Any, branch_tip_id: str | None = None, **kwargs: Any) -> Any:
         """Answer a discussion: the call of hosts up to 1.14 and of the written guide."""
@@ -152,7 +152,7 @@ class LocalLLM(LocalBinding[ChatModel], LollmsLLMBinding):
             result = self.run(use, _without_kind(given))
         except Cancelled:
             return "".join(written)  # what the user has already read
-        return _message(result) if result.tool_calls else result.text
+        return host_chat.tool_message(result) if result.tool_calls else result.text
 
     def cancel(self) -> None:
         """Stop at once, also while a prompt is being read; what was written so far is returned."""
@@ -294,38 +294,9 @@ class LocalLLM(LocalBinding[ChatModel], LollmsLLMBinding):
         return type(info.key[-1]) is not LoadOptions and super()._is_ours(info)
 
 
-def _one_system(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Leading system messages as one; most templates know only one."""
-    if not all(isinstance(m, Mapping) for m in messages):
-        return messages  # the engine says what is wrong with them
-    rows = [dict(m) for m in messages]
-    count = next((i for i, m in enumerate(rows) if m.get("role") != "system"), len(rows))
-    if count < 2:
-        return rows
-    parts: list[Any] = []
-    for row in rows[:count]:
-        content = row.get("content")
-        parts += list(content) if isinstance(content, (list, tuple)) else [{"type": "text", "text": str(content or "")}]
-    return [{"role": "system", "content": parts}, *rows[count:]]
-
-
 def _without_kind(given: Mapping[str, Any]) -> dict[str, Any]:
     """The call's options. The host's loop passes `callback` for other things than progress."""
     return {k: v for k, v in given.items() if k != "callback"}
-
-
-def _message(result: ChatResult) -> dict[str, Any]:
-    import json
-
-    calls = [
-        {
-            "id": f"call_{number}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
-        }
-        for number, call in enumerate(result.tool_calls)
-    ]
-    return {"role": "assistant", "content": result.text, "tool_calls": calls, "finish_reason": "tool_calls"}
 
 
 def _text_processor(binding: Any) -> Any:

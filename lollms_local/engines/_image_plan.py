@@ -8,7 +8,7 @@ from typing import Any
 from ..fit import Workspace
 from ._diffusers import DTYPE_WIDTH
 from ._diffusion_place import TILE
-from ._image_open import ImageFiles
+from ._image_files import ImageFiles
 
 __all__ = ["image_workspace"]
 

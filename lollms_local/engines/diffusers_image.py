@@ -24,8 +24,9 @@ from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.image import EditInput, GeneratedImage, ImageLoadOptions, ImageOptions, ImageResult, Lora
 from ._diffusers import JobHooks, check_attention, job_pipe, modules_of, named_scheduler, place, smaller_forms, tune
 from ._image_arguments import image_arguments
+from ._image_files import find_files
 from ._image_lora import Adapters
-from ._image_open import find_files, open_pipeline
+from ._image_open import open_pipeline
 from ._image_pixels import Canvas, LatentPreview, edit_canvas, text_canvas
 from ._image_plan import image_workspace, vae_scale
 from ._image_tasks import Tasks
