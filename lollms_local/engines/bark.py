@@ -29,6 +29,7 @@ from ..modalities.speech import (
 )
 from ..sentences import Piece, split_text
 from . import _bark_voices, _torch
+from ._audio_footprint import bark_work, read_config, work_bytes
 from ._bark_parts import PARTS, PartsInTurn
 from ._parking import ParksNetworks
 
@@ -40,8 +41,8 @@ MAX_CHARS, MAX_CHARS_WIDE = 200, 60
 WIDE = ("zh", "ja", "ko")
 #: tokens of text that the model reads; the library drops the rest without a word
 MAX_TOKENS = 256
-#: activations and caches of a 13 s piece, measured with bark-small in float32
-WORKSPACE_BYTES = 700 << 20
+#: file with the longest piece
+SETTINGS = "generation_config.json"
 
 
 class BarkSpeech(ParksNetworks):
@@ -71,14 +72,15 @@ class BarkSpeech(ParksNetworks):
         dtype, why = choose_dtype(device, "autoregressive", options.dtype)
         width = 4 if dtype == "float32" else 2
         whole = folder_weights_bytes(path, spec.variant, width, on_cuda=device.kind == "cuda")
+        work = _work_bytes(path, device, width)
         offload = options.offload == "parts" or (
-            options.offload == "auto" and device.pool != "ram" and whole + WORKSPACE_BYTES > room_bytes
+            options.offload == "auto" and device.pool != "ram" and whole + work > room_bytes
         )
         if not offload:
-            return Footprint(whole, WORKSPACE_BYTES, placement="device", reason=f"{dtype}: {why}.")
+            return Footprint(whole, work, placement="device", reason=f"{dtype}: {why}.")
         return Footprint(
             _largest_part_bytes(path, spec.variant, width),
-            WORKSPACE_BYTES,
+            work,
             host_bytes=whole if device.pool != "ram" else 0,
             placement="parts",
             reason=f"{dtype}: {why}; one part at a time on the device (all together do not fit, or asked for).",
@@ -204,6 +206,12 @@ def _plain_generation_config(config: Any) -> Any:
     if all(isinstance(getattr(config, stage, None), dict) for stage in stages):
         return config
     return GenerationConfig.from_dict(BarkGenerationConfig().to_dict())
+
+
+def _work_bytes(folder: Path, device: Device, width: int) -> int:
+    """Caches and activations of the longest piece that the folder's settings allow."""
+    said = read_config(folder, SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return work_bytes(device, *bark_work(read_config(folder), said, width))
 
 
 def _largest_part_bytes(folder: Path, variant: str, width: int) -> int:

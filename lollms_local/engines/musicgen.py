@@ -6,7 +6,6 @@ given the last codes of the one before, and all codes are turned into sound toge
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ..media import Audio, resample
 from ..modalities.base import Control, LoadOptions, Modality
 from ..modalities.music import Music, MusicLoadOptions, MusicOptions, MusicRequest
 from . import _torch
+from ._audio_footprint import musicgen_work, read_config, work_bytes
 from ._music_windows import Window, chroma, cross_fade, plan_windows
 from ._parking import ParksNetworks
 
@@ -35,8 +35,6 @@ WINDOW_S = 30.0
 DECODE_S = 30.0
 #: seconds decoded before a join, for the codec's memory, and cross-faded at it
 DECODE_CONTEXT_S, FADE_S = 2.0, 0.05
-#: activations of the codec for DECODE_S of sound in float32, and of the text encoder
-WORKSPACE_BYTES = 1000 << 20
 
 
 class MusicgenMusic(ParksNetworks):
@@ -69,7 +67,8 @@ class MusicgenMusic(ParksNetworks):
         dtype, why = choose_dtype(device, "autoregressive", options.dtype)
         width = 4 if dtype == "float32" else 2
         weights = folder_weights_bytes(path, spec.variant, width, on_cuda=device.kind == "cuda")
-        return Footprint(weights, _cache_bytes(path, width) + WORKSPACE_BYTES, reason=f"{dtype}: {why}.")
+        work = musicgen_work(read_config(path), DECODE_S + DECODE_CONTEXT_S, width)
+        return Footprint(weights, work_bytes(device, *work), reason=f"{dtype}: {why}.")
 
     @classmethod
     def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Self:
@@ -78,7 +77,7 @@ class MusicgenMusic(ParksNetworks):
 
         what = f"The model {spec.id}"
         dtype, _ = choose_dtype(device, "autoregressive", options.dtype)
-        melody = _config(path).get("model_type") == "musicgen_melody"
+        melody = read_config(path).get("model_type") == "musicgen_melody"
         family = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
         model = _torch.load_pretrained(family, path, dtype, what)
         with _torch.foreign_errors(what, LoadError, "Remove the model and download it again."):
@@ -295,17 +294,3 @@ def _stage(control: Control, stage: str) -> Callable[[], None]:
         control.report(count, 0, "step", stage)
 
     return step
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    _torch.reject_absurd_config(folder)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-
-
-def _cache_bytes(folder: Path, width: int) -> int:
-    """Keys and values of a full window, twice for guidance: 2 * layers * hidden size * tokens * width * 2."""
-    decoder = _config(folder).get("decoder")
-    if not isinstance(decoder, dict):
-        raise LoadError(f"{folder} is not a MusicGen model: its config names no decoder.", hint="Choose another model.")
-    layers, hidden = int(decoder.get("num_hidden_layers", 24)), int(decoder.get("hidden_size", 1024))
-    return 2 * layers * hidden * 1_600 * width * 2
