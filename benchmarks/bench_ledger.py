@@ -76,24 +76,47 @@ def piper(runtime: Runtime, folder: Path) -> Case:
 
 
 def vits(runtime: Runtime, folder: Path) -> Case:
-    """VITS of the published size."""
+    """VITS of the published size, at a rate that makes the longest piece last as long as is planned for, about 30 s."""
     from benchmarks.bench_tts import full_vits
 
-    return _speech(runtime, str(full_vits(folder / "vits")))
+    return _speech(runtime, str(_said(full_vits(folder / "vits"), speaking_rate=0.7)))
+
+
+def vits_narrow(runtime: Runtime, folder: Path) -> Case:
+    """A VITS of half the width."""
+    from benchmarks.bench_tts import full_vits
+
+    narrow = {"hidden_size": 96, "flow_size": 96, "ffn_dim": 384, "upsample_initial_channel": 256}
+    return _speech(runtime, str(_said(full_vits(folder / "vits", **narrow), speaking_rate=0.7)))
+
+
+def _said(folder: Path, **changes: Any) -> Path:
+    """The folder, with changes to its config."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
 
 
 def bark(runtime: Runtime, folder: Path) -> Case:
-    """A Bark of 60 million parameters."""
+    """A Bark of 60 million parameters, and the longest piece that the library allows: 768 tokens, 15 s."""
     from benchmarks.bench_tts import middle_bark
 
-    return _speech(runtime, str(middle_bark(folder / "bark")))
+    return _speech(runtime, str(middle_bark(folder / "bark", tokens=768)), chars=200)
 
 
-def _speech(runtime: Runtime, name: str) -> Case:
+def bark_small(runtime: Runtime, folder: Path) -> Case:
+    """A Bark of the size of suno/bark-small with the published codec; the longest piece."""
+    from benchmarks.bench_tts import middle_bark
+
+    model = middle_bark(folder / "bark", tokens=768, layers=12, hidden=768, heads=12, filters=32)
+    return _speech(runtime, str(model), chars=200)
+
+
+def _speech(runtime: Runtime, name: str, chars: int = 399) -> Case:
     from benchmarks.bench_tts import LINE
     from lollms_local.modalities.speech import SpeechLoadOptions, SpeechOptions
 
-    longest = LINE[:-1].ljust(398, ",").replace(",,", ", and so it went on,")[:398] + "."
+    longest = LINE[:-1].ljust(398, ",").replace(",,", ", and so it went on,")[: chars - 1] + "."
     return _job(runtime, name, "tts", SpeechLoadOptions()), lambda model: model.speak(
         longest, SpeechOptions(), Control()
     )
@@ -102,9 +125,21 @@ def _speech(runtime: Runtime, name: str) -> Case:
 def musicgen(runtime: Runtime, folder: Path) -> Case:
     """A MusicGen with a decoder of 40 million parameters, and its whole window of thirty seconds."""
     from benchmarks.bench_ttm import middle_musicgen
+
+    return _music(runtime, middle_musicgen(folder / "musicgen"))
+
+
+def musicgen_wide(runtime: Runtime, folder: Path) -> Case:
+    """The same with a codec of the published width."""
+    from benchmarks.bench_ttm import middle_musicgen
+
+    return _music(runtime, middle_musicgen(folder / "musicgen", 64, shortcut=False))
+
+
+def _music(runtime: Runtime, folder: Path) -> Case:
     from lollms_local.modalities.music import MusicLoadOptions, MusicOptions, MusicRequest
 
-    job = _job(runtime, str(middle_musicgen(folder / "musicgen")), "ttm", MusicLoadOptions())
+    job = _job(runtime, str(folder), "ttm", MusicLoadOptions())
     return job, lambda model: model.compose(MusicRequest(("a waltz",)), MusicOptions(duration=30), Control())
 
 
@@ -132,9 +167,8 @@ def video(runtime: Runtime, folder: Path) -> Case:
     return job, lambda model: model.generate("a heron", options, Control())
 
 
-CASES: dict[str, Callable[[Runtime, Path], Case]] = {
-    made.__name__: made for made in (llama, whisper, piper, vits, bark, musicgen, image, video)
-}
+_MADE = (llama, whisper, piper, vits, vits_narrow, bark, bark_small, musicgen, musicgen_wide, image, video)
+CASES: dict[str, Callable[[Runtime, Path], Case]] = {made.__name__: made for made in _MADE}
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

@@ -25,8 +25,11 @@ from benchmarks.side_by_side import in_turn, over_cycles
 PROMPT = "a calm waltz for piano"
 
 
-def middle_musicgen(folder: Path) -> Path:
-    """A MusicGen with a decoder of 40 million parameters and a codec of a quarter of the published width."""
+def middle_musicgen(folder: Path, filters: int = 16, *, shortcut: bool = True) -> Path:
+    """A MusicGen with a decoder of 40 million parameters and a codec of a quarter of the published width.
+
+    The published codec has 64 filters and no convolution beside its residual blocks.
+    """
     import torch
     from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
 
@@ -34,8 +37,9 @@ def middle_musicgen(folder: Path) -> Path:
 
     torch.manual_seed(0)
     codec = EncodecConfig(
-        sampling_rate=32_000, num_filters=16, hidden_size=32, codebook_size=2048, codebook_dim=32, num_lstm_layers=1,
-        upsampling_ratios=[8, 5, 4, 4], target_bandwidths=[50 * 11 * 4 / 1000], use_causal_conv=False,
+        sampling_rate=32_000, num_filters=filters, hidden_size=2 * filters, codebook_size=2048,
+        codebook_dim=2 * filters, num_lstm_layers=1, upsampling_ratios=[8, 5, 4, 4],
+        target_bandwidths=[50 * 11 * 4 / 1000], use_causal_conv=False, use_conv_shortcut=shortcut,
     )  # fmt: skip
     text = T5Config(vocab_size=64, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=4)
     decoder = {

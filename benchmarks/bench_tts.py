@@ -33,17 +33,19 @@ LINE = "A heron stood in the grey water and waited for the dawn, and for a fish 
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def middle_bark(folder: Path) -> Path:
+def middle_bark(
+    folder: Path, *, tokens: int = 40, layers: int = 4, hidden: int = 256, heads: int = 4, filters: int = 8
+) -> Path:
     """A Bark of 60 million parameters that says 40 semantic tokens, about 0.8 s."""
     from transformers import BarkConfig, BarkModel, EncodecConfig, GenerationConfig
     from transformers.models.bark.configuration_bark import BarkCoarseConfig, BarkFineConfig, BarkSemanticConfig
 
     from tests.tiny import bark
 
-    size = {"num_layers": 4, "num_heads": 4, "hidden_size": 256, "block_size": 1024}
+    size = {"num_layers": layers, "num_heads": heads, "hidden_size": hidden, "block_size": 1024}
     codec = EncodecConfig(
-        sampling_rate=24_000, num_filters=8, hidden_size=32, codebook_size=1024, codebook_dim=32, num_lstm_layers=1,
-        upsampling_ratios=[8, 5, 4, 2], target_bandwidths=[6.0],
+        sampling_rate=24_000, num_filters=filters, hidden_size=4 * filters, codebook_size=1024,
+        codebook_dim=4 * filters, num_lstm_layers=1, upsampling_ratios=[8, 5, 4, 2], target_bandwidths=[6.0],
     )  # fmt: skip
     model = BarkModel(
         BarkConfig(
@@ -57,7 +59,7 @@ def middle_bark(folder: Path) -> Path:
     )
     model.generation_config = GenerationConfig()
     model.save_pretrained(folder)
-    settings = bark._generation_config(40)
+    settings = bark._generation_config(tokens)
     for stage in ("semantic_config", "coarse_acoustics_config"):
         settings[stage]["use_cache"] = True
     (folder / "generation_config.json").write_text(json.dumps(settings))
@@ -66,13 +68,13 @@ def middle_bark(folder: Path) -> Path:
     return folder
 
 
-def full_vits(folder: Path) -> Path:
+def full_vits(folder: Path, **widths: int) -> Path:
     """A VITS of the published size, 36 million parameters."""
     from transformers import VitsConfig, VitsModel, VitsTokenizer
 
     from tests.tiny import vits
 
-    model = VitsModel(VitsConfig(vocab_size=len(vits.LETTERS) + 2))
+    model = VitsModel(VitsConfig(vocab_size=len(vits.LETTERS) + 2, **widths))
     for parameter in model.duration_predictor.parameters():
         parameter.data.mul_(0.1)  # so that sounds last about as long as they would
     model.save_pretrained(folder)

@@ -95,7 +95,7 @@ def number(config: Mapping[str, Any], key: str, default: float) -> float:
         LoadError: it is not a positive number.
     """
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise LoadError(f"The model's config says {key}={value!r}.", hint="Remove the model and download it again.")
     return value
 

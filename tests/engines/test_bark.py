@@ -178,6 +178,18 @@ def test_the_footprint_is_the_bytes_that_are_held(folder: Path, engine: BarkSpee
     assert tensor_bytes(engine._model) == pytest.approx(told, rel=0.02)
 
 
+def test_the_footprint_follows_the_longest_piece_that_the_folder_allows(copy: Path) -> None:
+    def told() -> int:
+        return BarkSpeech.footprint(SPEC, copy, CPU, SpeechLoadOptions(), 1 << 40).workspace_bytes
+
+    short = told()
+    (copy / "generation_config.json").unlink()  # then it is the library's 768 tokens, 15 s
+    assert told() > short
+    (copy / "generation_config.json").write_text("[]")
+    with pytest.raises(LoadError, match="damaged"):
+        told()
+
+
 def test_closing_frees_every_tensor_at_once(folder: Path) -> None:
     import weakref
 

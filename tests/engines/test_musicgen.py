@@ -334,3 +334,18 @@ def test_the_footprint_is_the_bytes_that_are_held(engines: dict[str, MusicgenMus
         told = MusicgenMusic.footprint(SPEC, folders[kind], CPU, MusicLoadOptions(), 1 << 40).weights_bytes
         held = {t.data_ptr(): t.nbytes for t in engines[kind]._model.state_dict().values() if t.nbytes}
         assert sum(held.values()) == pytest.approx(told, rel=0.02)
+
+
+def test_the_footprint_follows_the_width_of_the_codec_in_the_folders_config(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folders["mono"], tmp_path / "wide")
+    config = json.loads((copy / "config.json").read_text())
+    told = []
+    for filters in (64, 128):
+        config["audio_encoder"]["num_filters"] = filters
+        (copy / "config.json").write_text(json.dumps(config))
+        told.append(MusicgenMusic.footprint(SPEC, copy, CPU, MusicLoadOptions(), 1 << 40).workspace_bytes)
+    unit = 64 * 32_000 * 32 * 4  # channels, samples of the longest part, 32 s
+    assert 5 * unit < told[0] < 6 * unit
+    assert told[1] == pytest.approx(2 * told[0], rel=0.1)

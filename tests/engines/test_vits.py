@@ -211,6 +211,17 @@ def test_the_footprint_is_the_bytes_that_are_held(engine: VitsSpeech, folder: Pa
     assert _torch.tensor_bytes(engine._model) == pytest.approx(told, rel=0.02)
 
 
+def test_the_footprint_follows_the_width_of_the_decoder_in_the_folders_config(copy: Path) -> None:
+    file = copy / "config.json"
+    config = json.loads(file.read_text())
+    told = []
+    for channels in (512, 1024):
+        file.write_text(json.dumps({**config, "upsample_initial_channel": channels}))
+        told.append(VitsSpeech.footprint(SPEC, copy, CPU, SpeechLoadOptions(), 1 << 40).workspace_bytes)
+    frames = 31 * config["sampling_rate"]  # of 8, 64 and 256 samples; about 30 s
+    assert 6 * 64 * frames * 4 * 0.9 < told[0] < told[1] * 0.55 + 30e6
+
+
 def test_closing_frees_every_tensor_at_once(folder: Path) -> None:
     import weakref
 
