@@ -42,9 +42,10 @@ Work = tuple[Sequence[Phase], Sequence[Phase]]
 
 #: glibc gives a block of this size pages of its own and returns them when it is freed (set in `memory`)
 MAPPED_BYTES = 32 << 20
-#: bytes that the heap keeps for each byte of smaller blocks (seen after several decoders: 0.3 to 1.6), and for each of
-#: a cache, whose layers grow by a token at a time and so never fit into the hole that they leave (seen: 1.4 to 1.9)
-HEAP, HEAP_CACHE = 1.15, 1.7
+#: what smaller blocks take of the heap, over their own size: those of a convolution differ by its padding, those of a
+#: cache grow by a token, so few fit into the hole of another (seen: 1.2 to 1.9); and what is left of it while large
+#: blocks come after them (seen: 0.3 to 1.6, mostly below 1, as the heap's end is given back)
+HEAP, HEAP_REST = 1.7, 0.9
 #: oneDNN copies a convolution's input and output into blocks of this many channels (AVX-512; 8 with AVX2)
 BLOCK = 16
 #: what activations take of a GPU over their own size: scratch memory of convolutions, blocks kept by torch's allocator.
@@ -55,18 +56,17 @@ GPU_SCRATCH = 1.5
 GPU_FIXED_BYTES = 384 << 20
 
 
-def ram_bytes(caches: Iterable[Phase], phases: Iterable[Phase]) -> int:
+def ram_bytes(phases: Iterable[Phase]) -> int:
     """Peak of phases that follow each other, in RAM.
 
-    Large blocks come and go: the largest sum of them counts. Smaller ones live in the heap, which keeps about as much
-    as it ever held while the large ones are made; that slack is the allocator's and not the model's.
+    Large blocks come and go: the largest sum of them counts. Smaller ones live in the heap, which keeps much of what it
+    ever held while the large ones are made; that slack is the allocator's and not the model's.
     """
-    caches, phases = list(caches), list(phases)
-
-    def most(rows: list[Phase], large: bool) -> float:
-        return max((sum(size for size in row if (size >= MAPPED_BYTES) == large) for row in rows), default=0.0)
-
-    return int(most([*caches, *phases], True) + max(HEAP * most(phases, False), HEAP_CACHE * most(caches, False)))
+    large = small = 0.0
+    for phase in phases:
+        large = max(large, sum(size for size in phase if size >= MAPPED_BYTES))
+        small = max(small, sum(size for size in phase if size < MAPPED_BYTES))
+    return int(max(HEAP * small, large + HEAP_REST * small))
 
 
 def gpu_bytes(caches: Iterable[Phase], phases: Iterable[Phase]) -> int:
@@ -77,7 +77,7 @@ def gpu_bytes(caches: Iterable[Phase], phases: Iterable[Phase]) -> int:
 
 def work_bytes(device: Device, caches: Sequence[Phase], phases: Sequence[Phase]) -> int:
     """What a job adds to the weights, where it runs."""
-    return ram_bytes(caches, phases) if device.kind == "cpu" else gpu_bytes(caches, phases)
+    return ram_bytes([*caches, *phases]) if device.kind == "cpu" else gpu_bytes(caches, phases)
 
 
 # --- reading a config -------------------------------------------------------------------------------------------------
