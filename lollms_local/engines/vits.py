@@ -129,7 +129,9 @@ class VitsSpeech(ParksNetworks):
         speaker = 0 if speaker is None and count > 1 else speaker
         seed = _torch.resolve_seed(options.seed)
         self._tell_what_is_lost(text)
-        return self._spoken(split_text(text, MAX_CHARS), speaker, seed, options, control)
+        # written in Latin letters, a syllable of Korean or a word of Chinese becomes several
+        size = MAX_CHARS // 3 if self._tokenizer.is_uroman and not text.isascii() else MAX_CHARS
+        return self._spoken(split_text(text, size), speaker, seed, options, control)
 
     def _spoken(
         self, pieces: list[Piece], speaker: int | None, seed: int, options: SpeechOptions, control: Control
