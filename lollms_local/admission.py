@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from .errors import InsufficientMemory, ModelBusy
 from .eviction import Decision, Policy, Resident, plan_eviction
@@ -53,7 +52,9 @@ class Table:
         self.history: dict[Hashable, History] = {}
         self.pinned: set[Hashable] = set()
         self.decisions: deque[Decision] = deque(maxlen=64)
-        self.events = 0  #: leases begun, and models that left
+        #: goes up with every lease that begins and whenever a model begins to leave or has left: two equal readings say
+        #: that nothing of that happened in between
+        self.events = 0
         self._latest: Hashable = None
         self._first_used: float | None = None
 
@@ -66,10 +67,14 @@ class Table:
         slot = self.slots.get(key)
         return slot if slot is not None and slot.state == "parked" else None
 
-    def may_park(self, slot: Slot) -> bool:
-        """Whether its weights could wait in RAM, and there is room for them as things are."""
+    def may_park(self, slot: Slot, reserve: int = 0) -> bool:
+        """Whether its weights could wait in RAM: there is room for them as things are, and for `reserve` besides."""
         count = slot.parked_bytes() if self.park else 0
-        return bool(count) and count <= self.available("ram")
+        return bool(count) and count + reserve <= self.available("ram")
+
+    def ram_kept_for(self, request: Request) -> int:
+        """RAM that a request needs itself, or that those before it were promised."""
+        return (request.needs or {}).get("ram", 0) + self._promised(request, "ram")
 
     def charged(self, pool: str) -> int:
         """Bytes that all residents are charged for."""
@@ -93,14 +98,20 @@ class Table:
         over = {pool: self.charged(pool) - self.pools.budget(pool) for pool in pools}
         return {pool: count for pool, count in over.items() if count > 0}
 
-    def relief(self, over: Mapping[str, int], keep: Hashable = None) -> list[Slot]:
-        """What to evict so that it all fits again; everything idle there, but `keep`, if even that is not enough."""
-        rows = [row for row in self.rows() if row.key != keep]
-        plan = plan_eviction(rows, over, self.clock(), self.policy)
+    def relief(self, over: Mapping[str, int]) -> list[Slot]:
+        """What to evict so that the charges fit the budget again; everything idle there if even that is not enough."""
+        plan = plan_eviction(self.rows(), over, self.clock(), self.policy)
         if plan is not None:
             return [self.slots[row.key] for row in plan]
-        idle = (slot for slot in self.slots.values() if self.is_idle(slot) and slot.key != keep)
-        return [slot for slot in idle if over.keys() & slot.charged.keys()]
+        return [s for s in self.slots.values() if self.is_idle(s) and over.keys() & s.charged.keys()]
+
+    def make_way(self, slot: Slot, extra: Mapping[str, int]) -> Admission:
+        """What may be evicted so that a model in use can take so much more; nothing if it cannot be enough."""
+        missing = {pool: count - self.available(pool) for pool, count in extra.items()}
+        short = {pool: count for pool, count in missing.items() if count > 0}
+        rows, now = tuple(self.rows()), self.clock()
+        plan = plan_eviction(rows, short, now, self.policy) or []
+        return Admission(None, tuple(self.slots[row.key] for row in plan), short, rows, now)
 
     def short(self, needs: Mapping[str, int]) -> dict[str, int]:
         """Bytes that are missing as things are, for those pools where some are."""
@@ -136,22 +147,6 @@ class Table:
 
     # --- changes ----------------------------------------------------------------------------------------------
 
-    def needs(self, key: Hashable, predicted: Mapping[str, int], shape: str | None = None) -> dict[str, int]:
-        """Bytes to plan with: the prediction, or what the same prediction turned out to be before if that is more.
-
-        Args:
-            shape: count in what earlier jobs of this shape took at their height, so far as it fits.
-        """
-        seen = self.ledger.measured(key, predicted)
-        needs = {pool: max(count, seen.get(pool, 0)) for pool, count in {**seen, **predicted}.items()}
-        learned = self.ledger.peaks(key, predicted).get(shape, {}) if shape is not None else {}
-        return {pool: max(count, self.at_most(learned).get(pool, 0)) for pool, count in needs.items()}
-
-    def at_most(self, learned: Mapping[str, int]) -> dict[str, int]:
-        """What was learned, but no more than there is with every model gone: it must never become a refusal."""
-        most = {pool: max(0, self.available(pool) + self.charged(pool)) for pool in learned}
-        return {pool: min(count, most[pool]) for pool, count in learned.items()}
-
     def insert(self, request: Request) -> Slot:
         """A row for a model about to be loaded, or to return from RAM, leased to the request that wants it."""
         parked = self.parked(request.key)
@@ -166,7 +161,7 @@ class Table:
             request.key, request.label, request.terms,
             claims=request.predicted or {}, charged=dict(request.needs or {}),
             history=self.history.setdefault(request.key, History(now - self._first_used)), loaded_at=now, last_used=now,
-            learned=self.ledger.peaks(request.key, request.predicted or {}),
+            learned=request.learned,
         )  # fmt: skip
         self.take(slot, request)
         self.slots[request.key] = slot
@@ -178,16 +173,14 @@ class Table:
         slot.take(request, self.clock(), after_another=self._latest != slot.key)
         self._latest = slot.key
 
-    def enter(
-        self, slot: Slot, model: Any, took_s: float, measured: Mapping[str, int], held: Mapping[str, int]
-    ) -> None:
-        """A model is there: charge it for what it was seen to take, if that is more than planned."""
-        if slot.home:
+    def enter(self, slot: Slot, took_s: float, measured: Mapping[str, int], held: Mapping[str, int]) -> None:
+        """Its model is there: charge it for what it was seen to take, if that is more than planned."""
+        if slot.home_charges:
             slot.end_return()
             slot.history.return_s = took_s
         else:
             slot.load_s, slot.held = took_s, dict(held)
-        slot.model, slot.state, slot.measured = model, "ready", dict(measured)
+        slot.state, slot.measured = "ready", dict(measured)
         slot.loaded_at = slot.last_used = self.clock()
         for pool, count in measured.items():
             slot.charged[pool] = max(slot.charged.get(pool, 0), count)
@@ -211,16 +204,18 @@ class Table:
             InsufficientMemory: there can be no room, or only if what is pinned or this thread itself holds were gone.
         """
         shortfall, reserved = self._shortfall(request, strict)
-        if not any(shortfall.values()):
+        wished = self._wished(request, shortfall, strict)
+        if not any(wished.values()):
             return Admission(self.turns.may_load(request))
         ahead = [why for other, why in self.turns.ahead(request) if other.owner is request.owner]
         drained = {key for why in ahead for key in why.drain}
         now = self.clock()
         rows = tuple(self._returning(row, request, now) for row in self.rows() if row.key not in drained)
-        plan = plan_eviction(rows, shortfall, now, self.policy)
-        if plan is not None:
-            victims = tuple(self.slots[row.key] for row in plan)
-            return Admission(self.turns.may_load(request), victims, shortfall, rows, now)
+        for short in (wished, shortfall):  # what would be good to have, if that much can leave; else what must be
+            plan = plan_eviction(rows, short, now, self.policy)
+            if plan is not None:
+                victims = tuple(self.slots[row.key] for row in plan)
+                return Admission(self.turns.may_load(request), victims, short if victims else {}, rows, now)
         if any(slot.is_leaving for slot in self.slots.values()):
             return Admission(Blocked("load"))
         mine = {s.key for s in self.slots.values() if request.caller in s.users}
@@ -236,7 +231,9 @@ class Table:
     @staticmethod
     def _returning(row: Resident, request: Request, now: float) -> Resident:
         """The row of the parked model that is wanted itself leaves last: without its copy it must be loaded anew."""
-        return replace(row, load_s=math.inf, last_used=now) if row.key == request.key else row
+        if row.key != request.key:
+            return row
+        return replace(row, load_s=math.inf, last_used=now, pinned=False)
 
     def _shortfall(self, request: Request, strict: bool) -> tuple[dict[str, int], bool]:
         """Missing bytes per pool, and whether earlier requests have a part in it."""
@@ -249,6 +246,14 @@ class Table:
             reserved = reserved or promised > 0
             shortfall[pool] = max(0, count - (available - promised))
         return shortfall, reserved
+
+    def _wished(self, request: Request, shortfall: Mapping[str, int], strict: bool) -> dict[str, int]:
+        """The same, where work of this shape took more before, with that."""
+        short = dict(shortfall)
+        for pool, count in request.wish.items():
+            room = self.available(pool, strict=strict) - self._promised(request, pool)
+            short[pool] = max(short.get(pool, 0), count - room)
+        return short
 
     def _promised(self, request: Request, pool: str) -> int:
         """Bytes that earlier requests wait for, beyond what they will get from the models they wait to see evicted."""

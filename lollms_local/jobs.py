@@ -62,8 +62,8 @@ class Planner:
 
     def __init__(self, manager: ModelManager, *, shrink: bool) -> None:
         self._manager, self._shrink = manager, shrink
-        #: the form that a job was last loaded in, and the one it must take because it ran out of memory
-        self._loaded: dict[Hashable, LoadOptions] = {}
+        #: the form in which a job was last tried, and the one it must take because memory ran out in a larger one
+        self._tried: dict[Hashable, LoadOptions] = {}
         self._degraded: dict[Hashable, LoadOptions] = {}
 
     def footprint(self, job: Job) -> tuple[Device, Footprint]:
@@ -81,6 +81,7 @@ class Planner:
         def claims() -> dict[str, int]:
             plan, hint = self._choose(job)
             chosen[:], way_out[:] = [plan], [hint]
+            self._tried[job.key] = plan.options
             log.info(
                 "%s: %s on %s (%s). %s", job.spec.id, job.spec.engine, plan.device.torch_name, plan.device.reason,
                 plan.footprint.reason,
@@ -91,9 +92,7 @@ class Planner:
             options, device, footprint, _ = chosen[0]
             path = weights.locate(job.spec, job.models_dir)
             with offline():
-                model = engine_class(job.spec.engine).load(job.spec, path, device, options, footprint)
-            self._loaded[job.key] = options
-            return model
+                return engine_class(job.spec.engine).load(job.spec, path, device, options, footprint)
 
         return {
             "label": job.spec.id,
@@ -121,7 +120,7 @@ class Planner:
 
     def degrade(self, job: Job) -> bool:
         """After memory ran out: unload it, to be loaded in the next smaller form; False if there is none, or in use."""
-        now = self._planned(job, self._loaded.get(job.key, self._degraded.get(job.key, job.options)))
+        now = self._planned(job, self._tried.get(job.key, job.options))
         smaller = next(self._smaller(job, now), None)
         if smaller is None or not self._manager.unload(job.key):
             return False
@@ -131,6 +130,7 @@ class Planner:
 
     def forget(self, job: Job) -> None:
         """It may be loaded as asked for again."""
+        self._tried.pop(job.key, None)
         self._degraded.pop(job.key, None)
 
     def _smaller(self, job: Job, plan: _Plan) -> Iterator[_Plan]:

@@ -1,10 +1,12 @@
 """What jobs take at their height: watched while one works alone, remembered by the shape of its work, planned with.
 
-Nothing is refused for what was learned: it makes idle models leave before a job that will need the room, no more.
+It is a wish and not a need: what is idle makes way for it if that is enough, and nothing is refused or waits for it.
+Nor does it cost a job anything but time: if it cannot be watched, it is not.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,13 +18,17 @@ from .unloading import Unloader
 
 __all__ = ["READINGS", "Learner"]
 
+log = logging.getLogger(__name__)
+
 #: jobs of one shape that are watched after each load: what is known by then is known, and costs nothing any more
 READINGS = 3
 
 
 @dataclass(frozen=True)
 class _LoadWatch:
-    events: int
+    """What there was before a load: the table's count of events, None if a job was at work; bytes held, per pool."""
+
+    events: int | None
     before: Mapping[str, int]
 
 
@@ -33,30 +39,38 @@ class Learner:
         table: what is in memory.
         out: the way out, for what must make room.
         held: bytes of a pool that are taken now; None = nothing is watched.
+        empty_cache: gives back what allocators keep of a pool without use. What a job leaves there would hide the
+            height of the next one.
     """
 
-    def __init__(self, table: Table, out: Unloader, held: Callable[[str], int] | None) -> None:
-        self._table, self._out, self._held = table, out, held
+    def __init__(
+        self, table: Table, out: Unloader, held: Callable[[str], int] | None, empty_cache: Callable[[str], int]
+    ) -> None:
+        self._table, self._out, self._held, self._empty_cache = table, out, held, empty_cache
         self._turns = table.turns
         self._warm: set[str] = set()
 
     # --- loads ------------------------------------------------------------------------------------------------
 
-    def before_load(self, request: Request) -> _LoadWatch | None:
-        """Look before a load. RAM is watched only where the library's own part of it is there already."""
+    def before_load(self, request: Request) -> _LoadWatch:
+        """Look before a load."""
         with self._turns.cond:
             others = any(slot.users and slot.key != request.key for slot in self._table.slots.values())
-            events = self._table.events
-        if self._held is None or others or request.returning or request.terms.library not in self._warm:
-            return None
-        return _LoadWatch(events, {pool: self._held(pool) for pool in request.needs or () if pool == "ram"})
+            events = None if others else self._table.events
+        # RAM only where the library's own part of it is there already
+        warm = self._held is not None and request.terms.library in self._warm and not request.returning
+        pools = [pool for pool in request.needs or () if pool == "ram"] if warm else []
+        return _LoadWatch(events, {pool: self._held(pool) for pool in pools} if self._held is not None else {})
 
-    def after_load(self, watch: _LoadWatch | None, measured: Mapping[str, int]) -> dict[str, int]:
-        """Bytes per pool that came with the model: of a card what was measured, of RAM what this process gained."""
-        seen = dict(measured)
-        if watch is not None and self._held is not None and watch.events == self._table.events:
-            seen.update({pool: max(0, self._held(pool) - count) for pool, count in watch.before.items()})
-        return seen
+    def after_load(self, watch: _LoadWatch, measured: Mapping[str, int]) -> tuple[bool, dict[str, int]]:
+        """Whether the load was alone; then bytes per pool that came with it: of a card what was measured, of RAM what
+        this process gained. None otherwise: whose they are could not be told."""
+        if watch.events is None or watch.events != self._table.events:
+            return False, {}
+        if self._held is None:
+            return True, {}
+        gained = {pool: max(0, self._held(pool) - count) for pool, count in watch.before.items()}
+        return True, {**measured, **gained}
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
@@ -73,46 +87,56 @@ class Learner:
 
     def start(self, slot: Slot, request: Request) -> Reading | None:
         """Before a job: make the room that such work is known to need, and begin to watch if it can be."""
-        if request.shape is not None and self._short(slot, request.shape):
-            self._charge(slot, request.shape)
-        if request.alone_at is None or self._held is None:
+        if request.shape is None:
             return None
-        return Reading(self._held, slot.held)
+        try:
+            if self._extra(slot, request.shape):
+                self._make_way(slot, request)
+            if request.alone_at is None or self._held is None:
+                return None
+            for pool in slot.held:
+                self._empty_cache(pool)
+            return Reading(self._held, slot.held)
+        except Exception:  # it is the job that matters
+            log.exception("The memory of a job of %s is not watched.", slot.label)
+            return None
 
-    def finish(self, slot: Slot, request: Request, growth: Mapping[str, int] | None, *, done: bool) -> None:
-        """After a job: keep what it took, if it came to its end and was alone all the time."""
+    def finish(self, slot: Slot, request: Request, reading: Reading | None, *, done: bool) -> None:
+        """At the end of a job, before its lease ends: keep what it took, if it was alone all the time."""
         shape = request.shape
-        if shape is None or not done:
-            return
-        self._warm.add(slot.terms.library)
-        with self._turns.cond:
-            # its own lease was counted before `alone_at` was noted
+        try:
+            growth = reading.stop() if reading is not None else None
+            if shape is None or not done:
+                return
+            self._warm.add(slot.terms.library)
             if growth is None or self._table.events != request.alone_at:
                 return
-            slot.readings[shape] += 1
             peak = {pool: count + growth.get(pool, 0) for pool, count in slot.held.items()}
-        learned = self._table.ledger.note_peak(slot.key, slot.claims, shape, peak)
-        with self._turns.cond:
-            slot.learned[shape] = learned
-        if self._short(slot, shape):
-            self._charge(slot, shape)
+            learned = self._table.ledger.note_peak(slot.key, slot.claims, shape, peak)
+            with self._turns.cond:
+                slot.learn(shape, learned)
+        except Exception:  # as above: its result is there
+            log.exception("What a job of %s took is not kept.", slot.label)
 
-    # --- consequences -----------------------------------------------------------------------------------------
+    # --- room for work that is known to need more -------------------------------------------------------------
 
     @staticmethod
-    def _short(slot: Slot, shape: str) -> bool:
-        """Whether work of this shape takes more than the model is charged for."""
-        learned = slot.learned.get(shape)
-        return learned is not None and any(count > slot.charged.get(pool, 0) for pool, count in learned.items())
+    def _extra(slot: Slot, shape: str) -> dict[str, int]:
+        """Bytes per pool that work of this shape takes over what the model is charged for."""
+        learned = slot.learned.get(shape, {})
+        extra = {pool: count - slot.charged.get(pool, 0) for pool, count in learned.items()}
+        return {pool: count for pool, count in extra.items() if count > 0}
 
-    def _charge(self, slot: Slot, shape: str) -> None:
-        """Charge the model for such work; what is idle leaves if the pools are overdrawn by that."""
+    def _make_way(self, slot: Slot, request: Request) -> None:
+        """Evict what is idle if that is enough, and charge the model for such work until it ends, so far as it fits."""
         with self._turns.cond:
-            if self._table.slots.get(slot.key) is not slot or slot.state != "ready":
-                return
-            for pool, count in self._table.at_most(slot.learned[shape]).items():
-                slot.charged[pool] = max(slot.charged.get(pool, 0), count)
-            over = {pool: -self._table.available(pool) for pool in slot.charged}
-            plan = self._table.relief({pool: count for pool, count in over.items() if count > 0}, keep=slot.key)
-            self._out.mark(plan)
-        self._out.leave(plan)
+            admission = self._table.make_way(slot, self._extra(slot, request.shape or ""))
+            victims = admission.victims if self._turns.loader is None else ()  # a load measures what is free
+            self._out.mark(victims)
+        if victims:
+            self._out.evict(slot.label, admission)
+        with self._turns.cond:
+            extra = self._extra(slot, request.shape or "")
+            slot.lend({pool: min(count, max(0, self._table.available(pool))) for pool, count in extra.items()})
+            if victims and request.alone_at is not None:
+                request.alone_at = self._table.events if self._is_alone(slot, request) else None

@@ -131,7 +131,7 @@ class Lease(AbstractContextManager[M], Generic[M]):
         slot = self._slot = self._leasing.acquire(self._request)
         try:
             self._reading = self._learner.start(slot, self._request)
-        except BaseException:  # a thread that cannot be started, for instance
+        except BaseException:  # an interruption
             self._leasing.release(slot, self._request)
             raise
         if slot.on_cores:
@@ -146,9 +146,7 @@ class Lease(AbstractContextManager[M], Generic[M]):
             CORES.end(job)
         if slot is None:
             return
-        growth = None
         try:
-            growth = reading.stop() if reading is not None else None
+            self._learner.finish(slot, self._request, reading, done=exc is None)
         finally:
             self._leasing.release(slot, self._request)
-        self._learner.finish(slot, self._request, growth, done=exc is None)

@@ -12,24 +12,26 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Ledger"]
+__all__ = ["MOST_SHAPES", "Ledger"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Bytes = dict[str, int]
+Shapes = dict[str, list[Bytes]]
 
 #: models whose figures are kept, and shapes of work per model; the oldest leave first
 MOST_MODELS, MOST_SHAPES = 500, 32
-#: latest peaks that count. A neighbour's allocations during a job can only add to what is seen, and a job may end
-#: early: so the middle one is taken, and the lower of two
-LATEST = 3
+#: latest peaks of a shape that count. A neighbour's allocations during a job can only add to what is seen, and a job
+#: may be shorter than another: so the middle one is taken, and the lower of two
+LATEST_PEAKS = 3
 
 
 class Ledger:
     """Measured bytes per model and prediction: after the load, and at the peak of a job by the shape of its work.
 
     A figure belongs to a prediction: another placement or context predicts other bytes and has a figure of its own.
+    Processes that share the file keep each other's figures; of the same one, the latest.
 
     Args:
         path: file to keep them in; None = only in memory. A damaged file counts as empty.
@@ -39,8 +41,9 @@ class Ledger:
     def __init__(self, path: Path | None = None, context: str = "") -> None:
         self._path, self._context = path, context
         self._loads: dict[str, Bytes] | None = None
-        self._peaks: dict[str, dict[str, list[Bytes]]] = {}
+        self._peaks: dict[str, Shapes] = {}
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
 
     def measured(self, key: Hashable, predicted: Mapping[str, int]) -> Bytes:
         """Bytes per pool that this prediction turned out to be after a load; empty if that has not been seen."""
@@ -60,8 +63,9 @@ class Ledger:
         with self._lock:
             loads, name = self._read(), self._name(key, predicted)
             before = _put(loads, name, {pool: int(count) for pool, count in measured.items()}, MOST_MODELS)
-            if before != loads[name]:
-                self._write()
+            news = before != loads[name]
+        if news:
+            self._write()
 
     def note_peak(self, key: Hashable, predicted: Mapping[str, int], shape: str, peak: Mapping[str, int]) -> Bytes:
         """Remember a job's peak; what is planned with for work of this shape from now on."""
@@ -70,12 +74,14 @@ class Ledger:
             name = self._name(key, predicted)
             shapes = self._peaks.get(name, {})
             before = shapes.get(shape, [])
-            _put(shapes, shape, [*before, {pool: int(count) for pool, count in peak.items()}][-LATEST:], MOST_SHAPES)
+            latest = [*before, {pool: int(count) for pool, count in peak.items()}][-LATEST_PEAKS:]
+            _put(shapes, shape, latest, MOST_SHAPES)
             _put(self._peaks, name, shapes, MOST_MODELS)
-            learned = _middle(shapes[shape])
-            if len(before) < LATEST or learned != _middle(before):
-                self._write()
-            return learned
+            learned = _middle(latest)
+            news = len(before) < LATEST_PEAKS or learned != _middle(before)
+        if news:
+            self._write()
+        return learned
 
     def _name(self, key: Hashable, predicted: Mapping[str, int]) -> str:
         facts = repr((self._context, key, sorted(predicted.items())))
@@ -83,21 +89,27 @@ class Ledger:
 
     def _read(self) -> dict[str, Bytes]:
         if self._loads is None:
-            found = _content(self._path) if self._path is not None else {}
-            self._loads = _table(found.get("measured_bytes"), _bytes)
-            self._peaks = _table(found.get("peak_bytes"), _shapes)
+            self._loads, self._peaks = _content(self._path)
         return self._loads
 
     def _write(self) -> None:
+        """Write all that is known, and what other processes have written; nobody who only asks waits for the disk."""
         if self._path is None:
             return
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-        try:
-            text = json.dumps({"measured_bytes": self._loads, "peak_bytes": self._peaks})
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, self._path)
-        except OSError as exc:  # a read-only models folder must not cost the user the model
-            log.info("The memory figures could not be kept in %s: %s", self._path, exc)
+        with self._writing:
+            loads, peaks = _content(self._path)
+            with self._lock:
+                for name, row in self._read().items():
+                    _put(loads, name, row, MOST_MODELS)
+                for name, shapes in self._peaks.items():
+                    _put(peaks, name, shapes, MOST_MODELS)
+                text = json.dumps({"measured_bytes": loads, "peak_bytes": peaks})
+            partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
+            try:
+                partial.write_text(text, encoding="utf-8")
+                os.replace(partial, self._path)
+            except OSError as exc:  # a read-only models folder must not cost the user the model
+                log.info("The memory figures could not be kept in %s: %s", self._path, exc)
 
 
 def _middle(seen: list[Bytes]) -> Bytes:
@@ -116,28 +128,31 @@ def _put(table: dict[str, T], name: str, row: T, most: int) -> T | None:
 # --- the file: what is not a figure is left out ---------------------------------------------------------------------
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path | None) -> tuple[dict[str, Bytes], dict[str, Shapes]]:
+    """Loads and peaks of a file; both empty if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        return _table(found.get("measured_bytes"), _bytes), _table(found.get("peak_bytes"), _shapes)
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as exc:
+        pass
+    except (OSError, ValueError, AttributeError, RecursionError) as exc:
         log.info("The memory figures in %s are not used: %s", path, exc)
-        return {}
+    return {}, {}
 
 
 def _table(found: Any, read: Callable[[Any], T]) -> dict[str, T]:
-    try:
-        return {str(name): read(row) for name, row in found.items()} if found is not None else {}
-    except (ValueError, LookupError, TypeError, AttributeError) as exc:
-        log.info("Some memory figures are damaged and not used: %s", exc)
-        return {}
+    table = {}
+    for name, row in found.items() if isinstance(found, dict) else ():
+        try:
+            table[str(name)] = read(row)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as exc:
+            log.info("A damaged memory figure is not used: %s", exc)
+    return table
 
 
 def _bytes(row: Any) -> Bytes:
     return {str(pool): int(count) for pool, count in row.items() if 0 <= int(count) < 1 << 50}
 
 
-def _shapes(row: Any) -> dict[str, list[Bytes]]:
-    return {str(shape): [_bytes(peak) for peak in peaks][-LATEST:] for shape, peaks in row.items() if peaks}
+def _shapes(row: Any) -> Shapes:
+    return {str(shape): [_bytes(peak) for peak in peaks][-LATEST_PEAKS:] for shape, peaks in row.items() if peaks}

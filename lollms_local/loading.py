@@ -9,15 +9,14 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from .admission import Table
+from .admission import Admission, Table
 from .errors import InsufficientMemory
 from .eviction import Decision
 from .learning import Learner
 from .memory import heap_for_loading
 from .residents import Slot, is_out_of_memory
-from .turns import Request
+from .turns import Blocked, Request
 from .unloading import Unloader, in_words
 
 __all__ = ["Loader"]
@@ -27,9 +26,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Loaded:
-    model: Any
     load_s: float
     measured: Mapping[str, int]
+    alone: bool
     held: Mapping[str, int]
 
 
@@ -73,17 +72,21 @@ class Loader:
                 self._turns.cond.notify_all()
 
     def _plan(self, request: Request) -> None:
-        """What it needs: known for a model that waits in RAM, else from its files."""
+        """What it needs: known for a model that waits in RAM, else from its files and from earlier loads of it."""
         with self._turns.cond:
-            parked = self._table.parked(request.key)
+            parked = None if request.anew else self._table.parked(request.key)
             request.returning = parked is not None
             if parked is not None:
-                request.needs = dict(parked.home)
+                request.needs = dict(parked.home_charges)
+                request.wish = parked.learned.get(request.shape or "", {})
                 return
         if request.predicted is None:
             request.predicted = {pool: count for pool, count in request.claims().items() if count > 0}
-        with self._turns.cond:
-            request.needs = self._table.needs(request.key, request.predicted, request.shape)
+        predicted, ledger = request.predicted, self._table.ledger
+        seen = ledger.measured(request.key, predicted)
+        request.needs = {pool: max(n, seen.get(pool, 0)) for pool, n in {**seen, **predicted}.items()}
+        request.learned = ledger.peaks(request.key, predicted)
+        request.wish = request.learned.get(request.shape or "", {})
 
     def _trim(self, request: Request) -> None:
         """If room is missing, first give back what no model need leave for: allocator caches, then models' reserves."""
@@ -108,48 +111,73 @@ class Loader:
 
     def _make_room(self, request: Request) -> Slot | None:
         """Evict until it fits, and put a row for it into the table. All turns are taken before anything is evicted."""
-        turns, taken = self._turns, False
+        turns, table, taken = self._turns, self._table, False
         try:
             while True:
                 with turns.cond:
-                    if request.returning != (self._table.parked(request.key) is not None):
-                        return None  # it was unloaded meanwhile, or had to leave itself: to be planned anew
-                    admission = self._table.admit(request, strict=not taken)
-                    if admission.blocked is not None:
+                    copy = table.parked(request.key)
+                    if request.returning != (copy is not None) and not request.anew:
+                        request.needs = None  # it was parked or unloaded meanwhile: to be planned anew
+                        return None
+                    admission = self._admit(request, strict=not taken)
+                    if admission is None or admission.blocked is not None:
                         return None
                     if not taken:
                         turns.take(request)
                         turns.torch_loader = request if request.terms.uses_torch else None
                         taken = True
-                    if not admission.victims:
-                        slot = self._table.insert(request)
+                    replaced = () if request.returning or copy is None or copy in admission.victims else (copy,)
+                    victims = (*admission.victims, *replaced)
+                    if not victims:
+                        slot = table.insert(request)
                         taken = False  # from here on the row holds the turns
                         return slot
-                    self._out.mark(admission.victims)
+                    self._out.mark(victims, ram_kept=table.ram_kept_for(request))
+                    request.wish = {}  # made room for once, or never
+                self._out.leave(replaced)
                 self._out.evict(request.label, admission)
         finally:
             if taken:
                 with turns.cond:
                     turns.give(request)
 
+    def _admit(self, request: Request, *, strict: bool) -> Admission | None:
+        """The judgement; None for a return that there is no room for, or none without waiting, or only its own.
+
+        Where it was on the card was planned when there was more room. Planned anew from its files it may fit elsewhere;
+        what waits in RAM leaves when that is sure.
+        """
+        try:
+            admission = self._table.admit(request, strict=strict)
+        except InsufficientMemory:
+            if not request.returning:
+                raise
+            admission = Admission(Blocked("room"))
+        own = any(victim.key == request.key for victim in admission.victims)
+        if request.returning and (own or (admission.blocked is not None and admission.blocked.reason == "room")):
+            log.info("%s cannot return to where it was; it is planned anew.", request.label)
+            request.anew, request.needs = True, None
+            return None
+        return admission
+
     def _fill(self, slot: Slot, request: Request) -> None:
         """Bring the model into its row; after any failure the row is gone."""
         try:
             loaded = self._load_model(slot, request)
         except BaseException:
-            self._out.close_model(slot)  # one that could not return
+            self._out.discard(slot)
             with self._turns.cond:
                 self._table.remove([slot])
                 self._turns.give(request)
             raise
         with self._turns.cond:
-            self._table.enter(slot, loaded.model, loaded.load_s, loaded.measured, loaded.held)
+            self._table.enter(slot, loaded.load_s, loaded.measured, loaded.held)
             self._learner.watch(slot, request)
             over = self._table.overdrawn(loaded.measured)
             plan = self._table.relief(over)
             self._out.mark(plan)
             self._turns.cond.notify_all()
-        if not request.returning:
+        if loaded.alone and not request.returning:
             self._table.ledger.note(slot.key, slot.claims, loaded.measured)
         log.info("%s %s in %.2f s.", slot.label, "returned" if request.returning else "loaded", loaded.load_s)
         if over:
@@ -159,39 +187,39 @@ class Loader:
 
     def _load_model(self, slot: Slot, request: Request) -> _Loaded:
         """Run the load; if memory runs out, everything idle in its pools leaves and it runs once more."""
-        bring = request.load if slot.model is None else _returned(slot.model)
         try:
-            return self._attempt(request, bring)
+            return self._attempt(slot, request)
         except Exception as exc:  # no library has a class of its own for this that all share
             if not is_out_of_memory(exc):
                 raise
             traceback.clear_frames(exc.__traceback__)  # they hold the tensors
+        if not request.returning:
+            self._out.discard(slot)
         needs = request.needs or {}
         freed = self._out.make_idle_leave(needs)
         log.warning("Loading %s ran out of memory; %d idle models made room, once more.", request.label, freed)
         try:
-            return self._attempt(request, bring)
+            return self._attempt(slot, request)
         except Exception as exc:
             if not is_out_of_memory(exc):
                 raise
             traceback.clear_frames(exc.__traceback__)
             raise self.out_of_memory(request.label, needs, exc, freed) from exc
 
-    def _attempt(self, request: Request, bring: Callable[[], Any]) -> _Loaded:
+    def _attempt(self, slot: Slot, request: Request) -> _Loaded:
         watched = [pool for pool in request.needs or () if pool != "ram"]
         watch = self._learner.before_load(request)
         before, started = self._out.free_bytes(watched), self._clock()
         with heap_for_loading():
-            model = bring()
+            if request.returning:
+                slot.model.unpark()
+            else:
+                slot.model = request.load()
         load_s, after = self._clock() - started, self._out.free_bytes(watched)
         seen = {pool: max(0, before[pool] - after[pool]) for pool in watched}
         if request.measure is not None:
-            try:
-                seen.update(request.measure(model))
-            except BaseException:
-                model.close()
-                raise
-        return _Loaded(model, load_s, seen, self._learner.after_load(watch, seen))
+            seen.update(request.measure(slot.model))
+        return _Loaded(load_s, seen, *self._learner.after_load(watch, seen))
 
     def out_of_memory(self, label: str, needs: Mapping[str, int], exc: BaseException, freed: int) -> InsufficientMemory:
         """The refusal after memory ran out twice: what was tried, who holds what, what would fit."""
@@ -203,13 +231,3 @@ class Loader:
         error = InsufficientMemory(f"{tried} {text}", hint=hint)
         error.ran_out = True
         return error
-
-
-def _returned(model: Any) -> Callable[[], Any]:
-    """Brings a parked model back, and gives it like a load."""
-
-    def bring() -> Any:
-        model.unpark()
-        return model
-
-    return bring

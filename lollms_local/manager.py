@@ -100,7 +100,7 @@ class ModelManager:
         )
         self._board = board
         self._out = Unloader(self._table, give_back, self._post)
-        self._learner = Learner(self._table, self._out, held)
+        self._learner = Learner(self._table, self._out, held, empty_cache)
         self._loader = Loader(self._table, self._out, self._learner, empty_cache, self._post)
         self._leasing = Leasing(self._table, self._loader, self._out, self._learner, self._look_again)
         self._turns, self._wait_s, self._clock = turns, wait_s, clock
@@ -165,7 +165,7 @@ class ModelManager:
             pass  # leave the handler first: the exception holds the tensors
         with self._turns.cond:
             slot = self._table.slots.get(key)
-            needs = dict(slot.charged) if slot is not None else {}
+            needs = dict(slot.home_charges or slot.charged) if slot is not None else {}
         freed = self._out.make_idle_leave(needs, keep=key)
         log.warning("%s ran out of memory; %d idle models made room, once more.", lease["label"], freed)
         try:
@@ -202,7 +202,8 @@ class ModelManager:
     # --- freeing ----------------------------------------------------------------------------------------------
 
     def unload(self, key: Hashable) -> bool:
-        """Free a model, pinned or not. False, and nothing changed, while it is in use; True if it is gone."""
+        """Free a model, pinned or not. False, and nothing changed, while it is in use; True if it is gone, or
+        just leaving for good."""
         with self._turns.cond:
             slot = self._table.slots.get(key)
             if slot is None or slot.state == "closing":
@@ -233,6 +234,7 @@ class ModelManager:
         """Keep a model from eviction and idle unloading; also in advance, before it is loaded."""
         with self._turns.cond:
             (self._table.pinned.add if pinned else self._table.pinned.discard)(key)
+            self._look_again()
             self._turns.cond.notify_all()
 
     def close(self) -> None:
@@ -270,7 +272,7 @@ class ModelManager:
             self._timer.look_again()
 
     def _due_s(self) -> float:
-        """Seconds until a model may have been idle long enough."""
+        """Seconds until a model may have been idle long enough; a pinned one stays, whatever its age."""
         slots = [] if self._table.closed else self._table.slots.values()
-        now = self._clock()
-        return min((slot.due(now) for slot in slots), default=threading.TIMEOUT_MAX)
+        now, pinned = self._clock(), self._table.pinned
+        return min((slot.due(now) for slot in slots if slot.key not in pinned), default=threading.TIMEOUT_MAX)

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,11 +108,23 @@ def heap_for_loading() -> Iterator[None]:
     if libc is None:
         yield
         return
-    libc.mallopt(_M_MMAP_THRESHOLD, MIB)
+    _set_threshold(libc, +1)
     try:
         yield
     finally:
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * MIB)
+        _set_threshold(libc, -1)
+
+
+_in_loads = 0
+_in_loads_lock = threading.Lock()
+
+
+def _set_threshold(libc: ctypes.CDLL, step: int) -> None:
+    """The threshold is the process's own: it goes back when the last of several has ended."""
+    global _in_loads
+    with _in_loads_lock:
+        _in_loads += step
+        libc.mallopt(_M_MMAP_THRESHOLD, MIB if _in_loads else 32 * MIB)
 
 
 # --- what there is ------------------------------------------------------------------------------------------------

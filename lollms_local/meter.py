@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 
 __all__ = ["EVERY_S", "Reading"]
+
+log = logging.getLogger(__name__)
 
 #: seconds between two looks: at 0.02 a peak of a picture on a CPU was missed by 9 %. A look takes some 20 us; on a card
 #: allocators keep what they had at the peak, so that the last look shows it
@@ -26,19 +29,24 @@ class Reading:
         self._before = {pool: held(pool) for pool in pools}
         self._most = dict(self._before)
         self._done = threading.Event()
+        self._failed = False
         self._thread = threading.Thread(target=self._watch, name="lollms-local-meter", daemon=True)
         self._thread.start()
 
-    def stop(self) -> dict[str, int]:
-        """Look once more and end: bytes per pool that came on top."""
+    def stop(self) -> dict[str, int] | None:
+        """Look once more and end: bytes per pool that came on top; None if they could not be seen all the time."""
         self._done.set()
         self._thread.join()
         self._look()
-        return {pool: most - self._before[pool] for pool, most in self._most.items()}
+        return None if self._failed else {pool: most - self._before[pool] for pool, most in self._most.items()}
 
     def _watch(self) -> None:
-        while not self._done.wait(self._every_s):
-            self._look()
+        try:
+            while not self._done.wait(self._every_s):
+                self._look()
+        except Exception as exc:  # a driver that cannot be asked now
+            self._failed = True
+            log.debug("What a job takes is not watched to its end: %s", exc)
 
     def _look(self) -> None:
         for pool, most in self._most.items():

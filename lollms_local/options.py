@@ -48,9 +48,9 @@ class Options(BaseModel):
     aliases: ClassVar[Mapping[str, str]] = {}
 
     @property
-    def shape(self) -> str:
-        """Names the class of requests that need as much memory as this one, on the same loaded model."""
-        return "any"
+    def shape(self) -> str | None:
+        """Names the requests that need as much memory as this one, on the same loaded model; None if it cannot say."""
+        return None
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .eviction import Resident
+from .ledger import MOST_SHAPES
 from .memory import Charge, Pools, readable
 from .turns import Caller, Request, Terms
 
@@ -99,8 +100,9 @@ class Slot:
     Attributes:
         held: bytes per pool that came with it, so far as that could be seen; a job's peak counts on top.
         learned: peaks of earlier jobs by the shape of their work. readings: how many were taken of each since the load.
-        home: while it is parked, what it is charged for when it is back; empty otherwise.
-        unwanted: it was unloaded while it was being parked, so it goes instead.
+        lent: what its charge was raised by while jobs run that are known to need more; given back after the last one.
+        home_charges: while it is parked, what it is charged for when it is back; empty otherwise.
+        unwanted: it is to go for good; one that is just being parked goes when it is.
     """
 
     key: Hashable
@@ -120,8 +122,10 @@ class Slot:
     held: dict[str, int] = field(default_factory=dict)
     learned: dict[str, dict[str, int]] = field(default_factory=dict)
     readings: Counter[str] = field(default_factory=Counter)
-    home: dict[str, int] = field(default_factory=dict)
+    lent: dict[str, int] = field(default_factory=dict)
+    home_charges: dict[str, int] = field(default_factory=dict)
     unwanted: bool = False
+    _parked: tuple[int, int] = (-1, 0)
 
     @property
     def leases(self) -> int:
@@ -154,13 +158,32 @@ class Slot:
             self.users[request.caller] = left
         self.holders -= Counter({request.holder: 1})
         self.last_used = self.history.last_used = now
+        if not self.users:
+            for pool, count in self.lent.items():
+                self.charged[pool] -= count
+            self.lent = {}
+
+    def lend(self, extra: Mapping[str, int]) -> None:
+        """Charge it for more until its last job has ended."""
+        for pool, count in extra.items():
+            self.charged[pool] = self.charged.get(pool, 0) + count
+            self.lent[pool] = self.lent.get(pool, 0) + count
+
+    def learn(self, shape: str, peak: dict[str, int]) -> None:
+        """Note what work of a shape takes; the oldest shapes are forgotten."""
+        self.readings[shape] += 1
+        self.learned.pop(shape, None)
+        self.learned[shape] = peak
+        while len(self.learned) > MOST_SHAPES:
+            oldest = next(iter(self.learned))
+            del self.learned[oldest], self.readings[oldest]
 
     def due(self, now: float) -> float:
         """Seconds until its idle time is over; infinite for one that stays."""
         idle = self.terms.idle_unload_s
-        if idle <= 0 or self.is_leaving:
+        if idle <= 0 or self.state == "closing":
             return threading.TIMEOUT_MAX
-        return idle if self.users or self.state == "loading" else self.last_used + idle - now
+        return idle if self.users or self.state in ("loading", "parking") else self.last_used + idle - now
 
     def spare(self) -> Mapping[str, int]:
         """Bytes per pool that the model could do without; most engines have none. See `engines.Trimmable`."""
@@ -168,29 +191,33 @@ class Slot:
 
     def parked_bytes(self) -> int:
         """RAM that its weights would take if they waited there; 0 if they cannot. See `engines.Parkable`."""
-        return self.model.parked_bytes if self.state == "ready" and hasattr(self.model, "park") else 0
+        if self.users or self.state != "ready" or not hasattr(self.model, "park"):
+            return 0
+        if self._parked[0] != self.history.uses:  # a job may have changed it, and to count takes milliseconds
+            self._parked = (self.history.uses, self.model.parked_bytes)
+        return self._parked[1]
 
     def start_parking(self) -> None:
         """From now on its weights' copy in RAM is charged as well."""
-        self.home, count = dict(self.charged), self.parked_bytes()
+        self.home_charges, count = dict(self.charged), self.parked_bytes()
         self.charged["ram"] = self.charged.get("ram", 0) + count
         self.state = "parking"
 
     def end_parking(self) -> None:
         """Its weights are in RAM, and nothing else is left of it."""
-        self.charged = {"ram": self.charged["ram"] - self.home.get("ram", 0)}
+        self.charged = {"ram": self.charged["ram"] - self.home_charges.get("ram", 0)}
         self.measured = {}
         self.state = "parked"
 
     def start_return(self) -> None:
         """Until its weights are back they may be in both places."""
-        for pool, count in self.home.items():
+        for pool, count in self.home_charges.items():
             self.charged[pool] = self.charged.get(pool, 0) + count
         self.state = "loading"
 
     def end_return(self) -> None:
         """Its weights are back."""
-        self.charged, self.home = self.home, {}
+        self.charged, self.home_charges = self.home_charges, {}
 
     def charge(self, pool: str) -> Charge:
         return Charge(self.charged.get(pool, 0), self.measured.get(pool, 0))

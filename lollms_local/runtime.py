@@ -195,8 +195,10 @@ class Runtime:
 
     def unload(self, job: Job) -> bool:
         """Free a model; False, and nothing changed, if it is in use."""
-        self._planner.forget(job)
-        return self.manager.unload(job.key)
+        gone = self.manager.unload(job.key)
+        if gone:
+            self._planner.forget(job)
+        return gone
 
 
 def _what_figures_depend_on() -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = ["PROCESS", "Blocked", "Caller", "Request", "Terms", "Turns"]
@@ -62,8 +62,11 @@ class Request:
     """One `lease`, from the question to the answer.
 
     Attributes:
-        predicted: what `claims` said, once it was asked. needs: what is planned with.
+        predicted: what `claims` said, once it was asked.
+        needs: bytes per pool that it must have.
+        learned: peaks of earlier jobs by the shape of their work. wish: bytes that work of this shape took, if more.
         returning: whether that is the plan for a return from RAM.
+        anew: it could not return, so it is loaded from its files.
         shape: what the work is like: equal shapes need equal memory; None = not to be learned from.
         alone_at: the table's count of events when it got its model, if nobody else was at work then.
     """
@@ -81,8 +84,11 @@ class Request:
     way_out: Callable[[], str]
     needs: dict[str, int] | None = None
     predicted: Mapping[str, int] | None = None
+    learned: dict[str, dict[str, int]] = field(default_factory=dict)
+    wish: Mapping[str, int] = field(default_factory=dict)
     blocked: Blocked | None = None
     returning: bool = False
+    anew: bool = False
     shape: str | None = None
     alone_at: int | None = None
 

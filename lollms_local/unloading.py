@@ -33,11 +33,16 @@ class Unloader:
 
     # --- what leaves ------------------------------------------------------------------------------------------
 
-    def mark(self, slots: Iterable[Slot], *, for_good: bool = False) -> None:
-        """Decide how each leaves: to RAM if it can wait there, else for good. With the lock held; `leave` follows."""
+    def mark(self, slots: Iterable[Slot], *, for_good: bool = False, ram_kept: int = 0) -> None:
+        """Decide how each leaves: to RAM if it can wait there, else for good. With the lock held; `leave` follows.
+
+        Args:
+            for_good: none is to wait in RAM.
+            ram_kept: bytes of RAM that whoever they make room for needs there.
+        """
         for slot in slots:
             self._table.events += 1
-            if not for_good and self._table.may_park(slot):
+            if not for_good and self._table.may_park(slot, ram_kept):
                 slot.start_parking()
             else:
                 slot.state = "closing"
@@ -64,6 +69,8 @@ class Unloader:
     def evict(self, wanted: str, admission: Admission) -> None:
         """Carry out a plan whose victims are marked, and keep it for `explain`."""
         victims = admission.victims
+        if not victims:
+            return
         names = ", ".join(slot.label for slot in victims)
         log.info("%s leaves for %s (%s short).", names, wanted, in_words(admission.shortfall))
         before = self.free_bytes(admission.shortfall)
@@ -79,7 +86,10 @@ class Unloader:
     # --- how --------------------------------------------------------------------------------------------------
 
     def leave(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Park or close what is marked, give its memory back and check that it came; those that are parked now."""
+        """Park or close what is marked, give its memory back and check that it came; those that are parked now.
+
+        Whatever happens meanwhile, every one of them is parked or closed afterwards, and the table knows.
+        """
         if not slots:
             return []
         promised: dict[str, dict[Slot, int]] = {}
@@ -87,34 +97,41 @@ class Unloader:
             for pool, count in slot.measured.items():
                 if count:
                     promised.setdefault(pool, {})[slot] = count
-        before = self.free_bytes(promised)
         parked: list[Slot] = []
         try:
+            before = self.free_bytes(promised)
             for slot in slots:
                 if slot.state == "parking" and self._park(slot):
                     parked.append(slot)
                 else:
                     self.close_model(slot)
             self._give_back()
-        finally:
             after = self.free_bytes(promised)
-            got = {pool: after[pool] - before[pool] for pool in promised}
-            unwanted = self._settle(slots, parked)
-        self._verify(promised, got)
+        finally:
+            parked = self._settle(slots, parked)
+        self._verify(promised, {pool: after[pool] - before[pool] for pool in promised})
         self._changed()
-        self.leave(unwanted)
-        return [slot for slot in parked if slot not in unwanted]
+        return parked
 
     def _settle(self, slots: Sequence[Slot], parked: Sequence[Slot]) -> list[Slot]:
-        """Enter into the table what has left it, and how; those that somebody unloaded while they were parked."""
+        """Enter into the table what has left it, and how; those that stay parked.
+
+        One that somebody unloaded while it was being parked is closed now, and so is what an interruption left over.
+        """
         with self._turns.cond:
-            for slot in parked:
+            staying = [slot for slot in parked if not slot.unwanted]
+            for slot in staying:
                 slot.end_parking()
-            self._table.remove([slot for slot in slots if slot not in parked])
-            unwanted = [slot for slot in parked if slot.unwanted]
-            self.mark(unwanted, for_good=True)
+            going = [slot for slot in slots if slot not in staying]
+            for slot in going:
+                slot.state = "closing"
             self._turns.cond.notify_all()
-        return unwanted
+        for slot in going:
+            self.close_model(slot)
+        with self._turns.cond:
+            self._table.remove(going)
+            self._turns.cond.notify_all()
+        return staying
 
     def _park(self, slot: Slot) -> bool:
         """Move its weights to RAM; False if the library could not, and it must be closed."""
@@ -126,6 +143,12 @@ class Unloader:
             return False
         log.info("%s waits in RAM.", slot.label)
         return True
+
+    def discard(self, slot: Slot) -> None:
+        """Close a model that could not be brought in whole, and give back what it had taken."""
+        if slot.model is not None:
+            self.close_model(slot)
+            self._give_back()
 
     def close_model(self, slot: Slot) -> None:
         """Close it, if there is one."""

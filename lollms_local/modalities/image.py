@@ -116,9 +116,12 @@ class ImageOptions(Options):
     )
 
     @property
-    def shape(self) -> str:
-        """Pixels, and pictures at once."""
-        return f"{self.width}x{self.height}x{min(self.n, self.batch_size)}"
+    def shape(self) -> str | None:
+        """Pixels, pictures at once, whether a second pass guides each step, and LoRAs; None without a size."""
+        if not (self.width and self.height):
+            return None
+        guided = "usual" if self.guidance < 0 else "guided" if max(self.guidance, self.true_cfg) > 1 else "plain"
+        return f"{self.width}x{self.height}x{min(self.n, self.batch_size)} {guided} {len(self.loras)}"
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,12 @@ class VideoOptions(Options):
     format: Literal["mp4", "webm", "gif"] = choice("mp4", "File format: mp4 (H.264) | webm (VP9) | gif (no sound).")
 
     @property
-    def shape(self) -> str:
-        """Pixels and frames."""
-        length = self.num_frames or f"{self.duration:g}s at {self.fps:g}"
-        return f"{self.size or f'{self.width}x{self.height}'} {length} {self.quality}"
+    def shape(self) -> str | None:
+        """Pixels, frames, and whether a second pass guides each step; None unless all is said."""
+        if not (self.width and self.height and self.num_frames):
+            return None
+        guided = "usual" if self.guidance < 0 else "guided" if self.guidance > 1 else "plain"
+        return f"{self.width}x{self.height}x{self.num_frames} {guided}"
 
     @classmethod
     def of_call(cls, call: Mapping[str, Any], config: Mapping[str, Any]) -> Self:

@@ -114,6 +114,8 @@ class Hungry:
     uses_torch: ClassVar[bool] = False
     shares_rng: ClassVar[bool] = False
     loads: ClassVar[list[int]] = []
+    #: more pieces than that do not even load
+    loadable: ClassVar[int] = 9
 
     def __init__(self, pieces: int) -> None:
         self.pieces = pieces
@@ -130,6 +132,9 @@ class Hungry:
 
     @classmethod
     def load(cls, spec: ModelSpec, path: Path, device: Device, options: Any, footprint: Footprint) -> Hungry:
+        if options.pieces > cls.loadable:
+            cls.loads.append(-options.pieces)
+            raise MemoryError(f"no room to load {options.pieces}")
         return cls(options.pieces)
 
     def work(self, enough_for: int) -> int:
@@ -163,6 +168,32 @@ def test_where_the_user_allows_it_a_model_that_ran_out_of_memory_is_tried_once_i
     assert Hungry.loads == [4, 3, 3, 2], "one step at a time, and once per call"
     assert allowed.unload(job)
     assert allowed.call(job, lambda model: model.work(4)) == 4, "an unload by name forgets it"
+    allowed.manager.close()
+
+
+def test_memory_that_runs_out_while_loading_is_an_occasion_too(
+    tmp_path: Path, hungry: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hungry, "loadable", 3)
+    allowed = runtime(tmp_path, shrink=True)
+    job = Job(hungry, HungryOptions(), tmp_path)
+    for _ in range(2):
+        assert allowed.call(job, lambda model: model.work(4)) == 3
+        assert Hungry.loads == [-4, -4, 3], "twice as asked for, then in the next smaller form"
+        assert allowed.unload(job)
+        Hungry.loads.clear()
+    allowed.manager.close()
+
+
+def test_an_unload_that_is_refused_forgets_nothing(tmp_path: Path, hungry: ModelSpec) -> None:
+    allowed = runtime(tmp_path, shrink=True)
+    job = Job(hungry, HungryOptions(), tmp_path)
+    assert allowed.call(job, lambda model: model.work(3)) == 3
+    with allowed.lease(job):
+        assert not allowed.unload(job)
+    allowed.manager.unload_idle()
+    assert allowed.call(job, lambda model: model.work(3)) == 3
+    assert Hungry.loads == [4, 3, 3]
     allowed.manager.close()
 
 

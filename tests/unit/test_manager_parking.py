@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lollms_local.errors import InsufficientMemory, LoadError
+from lollms_local.errors import InsufficientMemory, LoadError, ModelBusy
 from lollms_local.manager import ModelManager, Terms
 from tests.virtual_device import Actor, Kind, VirtualDevice, VirtualModel
 
@@ -239,3 +239,175 @@ def test_too_large_stays_too_large(device: VirtualDevice, manager: ModelManager)
     model: VirtualModel
     with Kind(device, "a", gpu=60).lease(manager) as model:
         assert model.where == "card"
+
+
+def test_a_pinned_model_is_not_locked_out_by_its_own_copy() -> None:
+    device = VirtualDevice(gpu=100, ram=100)
+    manager = device.manager()
+    a, b = Kind(device, "a", gpu=60, ram=30, parks=True), Kind(device, "b", gpu=60)
+    a.touch(manager)
+    b.touch(manager)
+    manager.pin("a")
+    device.by_others["ram"] = 20  # its copy and what it works in do not fit side by side
+    with a.lease(manager) as model:
+        assert model.where == "card"
+
+
+def test_parking_leaves_the_ram_that_the_newcomer_needs(device: VirtualDevice) -> None:
+    manager = device.manager()
+    c, b = Kind(device, "c", ram=45), Kind(device, "b", gpu=50, parks=True)
+    c.touch(manager)
+    b.touch(manager)
+    device.log.clear()
+    Kind(device, "a", gpu=60, ram=50).touch(manager)
+    assert device.log == ["close b", "load a"]
+    assert {row.label for row in manager.snapshot()} == {"c", "a"}
+
+
+def test_a_return_without_room_is_planned_anew_from_its_files(device: VirtualDevice, manager: ModelManager) -> None:
+    """As one that was unloaded would be: there may be a smaller place for it, of which a copy knows nothing."""
+    a, b = Kind(device, "a", gpu=60, parks=True), Kind(device, "b", gpu=60)
+    a.touch(manager)
+    b.touch(manager)
+    manager.unload("b")
+    device.by_others["gpu"] = 50
+    device.log.clear()
+    offloaded = Kind(device, "a", gpu=20, ram=30)
+    with offloaded.lease(manager) as model:
+        assert model.sizes == {"gpu": 20, "ram": 30}
+    assert device.log == ["close a", "load a"] and device.used == {"gpu": 20, "ram": 30}
+    assert row(manager, "a").charged == {"gpu": 20, "ram": 30}
+
+
+def test_a_return_that_would_wait_for_room_is_planned_anew_as_well(
+    device: VirtualDevice, manager: ModelManager
+) -> None:
+    a, b = Kind(device, "a", gpu=60, parks=True), Kind(device, "b", gpu=60)
+    a.touch(manager)
+    with b.lease(manager):
+        actor = Actor()
+        actor.start(lambda: Kind(device, "a", gpu=20).touch(manager))
+        assert actor.join() == [None]
+    assert device.used == {"gpu": 80, "ram": 0}
+
+
+def test_where_there_is_no_place_at_all_the_copy_stays(device: VirtualDevice, manager: ModelManager) -> None:
+    a, b = Kind(device, "a", gpu=60, parks=True), Kind(device, "b", gpu=60)
+    a.touch(manager)
+    with b.lease(manager):
+        device.log.clear()
+        with pytest.raises((InsufficientMemory, ModelBusy)):
+            a.touch(manager)
+        assert device.log == [] and row(manager, "a").state == "parked"
+    a.touch(manager)
+    assert a.loads == 1
+
+
+def test_what_is_to_be_freed_is_not_parked(device: VirtualDevice) -> None:
+    a = Kind(device, "a", gpu=60, parks=True, terms=Terms(idle_unload_s=10))
+    for number, free in enumerate((
+        lambda manager: manager.unload("a"),
+        lambda manager: manager.unload_idle(),
+        lambda manager: manager.close(),
+        lambda manager: setattr(device, "now", device.now + 11) or manager.sweep(),
+    )):  # fmt: skip
+        manager = device.manager()
+        a.touch(manager)
+        free(manager)
+        assert manager.snapshot() == [] and device.used == {"gpu": 0, "ram": 0}
+        assert a.models[number].closed == 1
+    manager = device.manager()
+    with a.lease(manager):
+        manager.close()
+    assert device.used == {"gpu": 0, "ram": 0} and manager.snapshot() == []
+
+
+def test_a_manager_closed_while_it_parks_keeps_nothing(device: VirtualDevice, manager: ModelManager) -> None:
+    a = Kind(device, "a", gpu=60, parks=True)
+    a.touch(manager)
+    a.models[0].on_park = manager.close
+    Kind(device, "b", gpu=60).touch(manager)
+    with pytest.raises(ModelBusy):
+        a.touch(manager)
+    assert manager.snapshot() == [] and device.used == {"gpu": 0, "ram": 0} and a.models[0].closed == 1
+
+
+def test_an_interruption_while_parking_loses_neither_memory_nor_rows(
+    device: VirtualDevice, manager: ModelManager
+) -> None:
+    a, c = Kind(device, "a", gpu=40, parks=True), Kind(device, "c", gpu=40, parks=True)
+    a.touch(manager)
+    c.touch(manager)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    a.models[0].on_park = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        Kind(device, "b", gpu=100).touch(manager)
+    assert sum(device.used.values()) == sum(sum(row.charged.values()) for row in manager.snapshot())
+    assert all(row.state in ("ready", "parked") for row in manager.snapshot())
+    Kind(device, "b", gpu=100).touch(manager)
+
+
+def test_a_failure_of_the_cleaning_up_leaves_no_row_behind(device: VirtualDevice) -> None:
+    broken: list[int] = []
+
+    def give_back() -> None:
+        if broken:
+            raise RuntimeError("the driver is gone")
+
+    manager = device.manager(give_back=give_back)
+    a = Kind(device, "a", gpu=60, parks=True)
+    a.touch(manager)
+    a.models[0].on_park = lambda: (broken.append(1), manager.unload("a"))
+    with pytest.raises(RuntimeError):
+        Kind(device, "b", gpu=60).touch(manager)
+    assert manager.snapshot() == [] and a.models[0].closed == 1
+    broken.clear()
+    a.touch(manager)
+
+
+def test_idle_time_goes_on_while_a_model_is_parked_and_stands_still_for_a_pinned_one(
+    device: VirtualDevice, manager: ModelManager
+) -> None:
+    a = Kind(device, "a", gpu=60, parks=True, terms=Terms(idle_unload_s=10))
+    a.touch(manager)
+    due: list[float] = []
+    a.models[0].on_park = lambda: due.append(manager._due_s())
+    Kind(device, "b", gpu=60).touch(manager)
+    assert due == [10] and manager._due_s() <= 10
+    manager.pin("a")
+    device.now += 100
+    assert manager._due_s() == threading.TIMEOUT_MAX and manager.sweep() == 0
+    manager.pin("a", False)
+    assert manager.sweep() == 1
+
+
+def test_weights_are_counted_for_idle_models_only_and_once_between_two_jobs(
+    device: VirtualDevice, manager: ModelManager
+) -> None:
+    counted: list[int] = []
+
+    class Counts(VirtualModel):
+        @property
+        def parked_bytes(self) -> int:
+            counted.append(self.users)
+            return 40
+
+        @parked_bytes.setter
+        def parked_bytes(self, count: int) -> None:
+            pass
+
+    model = Counts(device, "a", {"gpu": 40}, parks=True)
+    device.take("gpu", 40)
+    device.live["a"], device.by_others["ram"] = 1, 100
+    lease = {"label": "a", "claims": lambda: {"gpu": 40}, "load": lambda: model, "terms": Terms(concurrency=0)}
+    with manager.lease("a", **lease) as held, held:
+        Kind(device, "b", gpu=60).touch(manager)
+        Kind(device, "c", gpu=60).touch(manager)
+    assert counted == []
+    for name in ("d", "e", "f"):
+        with Kind(device, name, gpu=20).lease(manager):
+            pass
+    assert counted == [0]
