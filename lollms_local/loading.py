@@ -116,8 +116,8 @@ class Loader:
             while True:
                 with turns.cond:
                     copy = table.parked(request.key)
-                    if request.returning != (copy is not None) and not request.anew:
-                        request.needs = None  # it was parked or unloaded meanwhile: to be planned anew
+                    if (request.returning and copy is None) or (copy is None and request.key in table.slots):
+                        request.needs = None  # somebody unloads it just now: to be planned again
                         return None
                     admission = self._admit(request, strict=not taken)
                     if admission is None or admission.blocked is not None:
@@ -165,10 +165,12 @@ class Loader:
         try:
             loaded = self._load_model(slot, request)
         except BaseException:
-            self._out.discard(slot)
-            with self._turns.cond:
-                self._table.remove([slot])
-                self._turns.give(request)
+            try:
+                self._out.discard(slot)
+            finally:
+                with self._turns.cond:
+                    self._table.remove([slot])
+                    self._turns.give(request)
             raise
         with self._turns.cond:
             self._table.enter(slot, loaded.load_s, loaded.measured, loaded.held)

@@ -411,3 +411,33 @@ def test_weights_are_counted_for_idle_models_only_and_once_between_two_jobs(
         with Kind(device, name, gpu=20).lease(manager):
             pass
     assert counted == [0]
+
+
+def test_a_failed_return_whose_cleaning_up_fails_too_holds_neither_row_nor_turn(device: VirtualDevice) -> None:
+    broken: list[int] = []
+
+    def give_back() -> None:
+        if broken:
+            raise RuntimeError("the driver is gone")
+
+    manager = device.manager(give_back=give_back)
+    a, b = (
+        Kind(device, "a", gpu=60, parks=True, terms=Terms(uses_torch=True, shares_rng=True)),
+        Kind(device, "b", gpu=60),
+    )
+    a.touch(manager)
+    b.touch(manager)
+    manager.unload("b")
+
+    def fail() -> None:
+        broken.append(1)
+        raise LoadError("the bus broke")
+
+    a.models[0].on_unpark = fail
+    with pytest.raises(RuntimeError):
+        a.touch(manager)
+    broken.clear()
+    assert manager.snapshot() == [] and device.used == {"gpu": 0, "ram": 0}
+    actor = Actor()
+    actor.start(lambda: a.touch(manager))
+    assert actor.join() == [None]
