@@ -209,6 +209,15 @@ def cpu_has_bf16() -> bool:
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
+@functools.lru_cache(maxsize=1)
+def cpu_is_intel() -> bool:
+    """True on Intel's own x86 processors, where libraries with MKL use it."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "genuineintel" in platform.processor().lower()
+
+
 # --- memory and cores -------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "decoding_bytes",
     "language_code",
     "loading_bytes",
+    "packed_bytes",
     "usable_device",
 ]
 
@@ -112,6 +113,16 @@ def decoding_bytes(header: Ct2Header, compute_type: str, batch_size: int) -> int
     tokens = TOKENS if batch_size == 1 else BATCH_TOKENS
     decoding = (1 + 2 * layers) * states * width + int(1.7 * BEAMS * tokens * width * 2 * layers)
     return batch_size * max(encoding, decoding) * (2 if compute_type.endswith("float16") else 4)
+
+
+def packed_bytes(header: Ct2Header, float_bytes: int, *, quantised: bool) -> int:
+    """What MKL adds on Intel's processors: CTranslate2 stores matrices in its packed form there.
+
+    The word table is needed as it is as well, and packed rows are padded: measured with tiny.en, 1.27 times the table
+    for 8 bits and 1.4 times for float32, on a Xeon. Other processors have no such copy.
+    """
+    words, width = header.shape("decoder/embeddings/weight") or (0, 0)
+    return int(1.3 * words * width * (1 if quantised else float_bytes))
 
 
 def batch_that_fits(header: Ct2Header, compute_type: str, wanted: int, room_bytes: int) -> int:

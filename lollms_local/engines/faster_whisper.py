@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import Self
 
 from ..catalog import ModelSpec
-from ..devices import Device, cpu_threads
+from ..devices import Device, cpu_is_intel, cpu_threads
 from ..errors import GenerationError, InsufficientMemory, LoadError, LocalModelError, UnsupportedRequest
 from ..footprint import Footprint
 from ..media import Audio, AudioSource, audio_duration_s
@@ -34,6 +34,7 @@ from ._whisper_folder import (
     decoding_bytes,
     language_code,
     loading_bytes,
+    packed_bytes,
     usable_device,
 )
 from ._whisper_lines import lines_of
@@ -80,6 +81,8 @@ class FasterWhisperTranscriber:
         quantised = compute_type.startswith("int8")
         weights = header.weights_bytes(2 if compute_type.endswith("float16") else 4, quantised=quantised)
         on_gpu = usable.kind == "cuda"
+        if not on_gpu and cpu_is_intel():
+            weights += packed_bytes(header, 4, quantised=quantised)
         wanted = options.max_batch_size or (GPU_BATCH if on_gpu else 1)
         kept = 0 if on_gpu else KEPT_BYTES
         batch = batch_that_fits(header, compute_type, wanted, room_bytes - weights - kept)

@@ -19,6 +19,7 @@ import pytest
 
 from lollms_local.catalog import ModelSpec
 from lollms_local.devices import Device, cpu_threads
+from lollms_local.engines import faster_whisper
 from lollms_local.engines._whisper_features import BlockFeatures
 from lollms_local.engines._whisper_pieces import recording_pieces
 from lollms_local.engines.faster_whisper import BATCH_FROM_S, FasterWhisperTranscriber
@@ -517,6 +518,12 @@ def test_what_is_no_folder_of_a_model_is_said(tmp_path: Path) -> None:
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def not_intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faster_whisper, "cpu_is_intel", lambda: False)
+
+
+@pytest.mark.usefixtures("not_intel")
 def test_the_predicted_weights_are_the_bytes_that_the_arithmetic_needs(models_dir: Path) -> None:
     sizes = {}
     for compute_type in ("int8", "float32"):
@@ -529,6 +536,20 @@ def test_the_predicted_weights_are_the_bytes_that_the_arithmetic_needs(models_di
     assert 0.5 * file < sizes["int8"] < 0.6 * file
 
 
+def test_on_intel_s_processors_the_packed_word_table_is_counted(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(compute_type: str, intel: bool) -> int:
+        monkeypatch.setattr(faster_whisper, "cpu_is_intel", lambda: intel)
+        options = TranscriptionLoadOptions(compute_type=compute_type)
+        return FasterWhisperTranscriber.footprint(SPEC, models_dir / NAME, CPU, options, ROOM).weights_bytes
+
+    table = 51_864 * 384
+    for compute_type, width in (("int8", 1), ("float32", 4)):
+        assert weights(compute_type, True) - weights(compute_type, False) == int(1.3 * table * width)
+
+
+@pytest.mark.usefixtures("not_intel")
 def test_memory_is_kept_for_the_batch_that_is_asked_for_or_the_one_that_fits(models_dir: Path) -> None:
     def found(room: int = ROOM, **options: Any) -> Any:
         asked = TranscriptionLoadOptions.merge(options)
