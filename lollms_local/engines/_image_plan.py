@@ -16,17 +16,25 @@ __all__ = ["image_workspace"]
 _DECODER_COPIES = 3.0
 #: values per token and channel that live at once in a denoiser's pass, skip connections and feed-forward included
 _DENOISER_COPIES = 24
+#: what a job takes of RAM over these sums: large blocks share places, but small ones leave holes in the heap that the
+#: large ones cannot use, up to half of the weights' size as every layer converts its own. Chosen by six runs of a model
+#: of 80 million parameters (float32 and bfloat16; 256, 512 and 768 pixels): within 9 %. The holes are capped at what
+#: was seen, as the largest layers' blocks have pages of their own
+_IN_RAM, _HOLES, _MOST_HOLES = 0.8, 0.5, 140 << 20
 #: runs twice per step, once with and once without the prompt, in one batch
 _GUIDED = 2
 
 
-def image_workspace(files: ImageFiles, width: int, height: int, batch_size: int = 1) -> Workspace:
+def image_workspace(
+    files: ImageFiles, width: int, height: int, batch_size: int = 1, *, in_ram: bool = False
+) -> Workspace:
     """Activations of a job.
 
     Args:
         files: the model.
         width, height: of the pictures, pixels.
         batch_size: pictures at once.
+        in_ram: on a CPU, with what the heap adds and saves.
 
     Returns:
         Bytes of the denoiser's pass and of the three ways to decode.
@@ -35,11 +43,16 @@ def image_workspace(files: ImageFiles, width: int, height: int, batch_size: int 
     pixels = width * height
     per_pixel = _decoder_channels(files.config_vae) * _DECODER_COPIES * width_bytes
     tile = min(pixels, TILE * TILE)
+    holes = min(int(_HOLES * sum(files.part_bytes.values())), _MOST_HOLES)
+
+    def taken(count: float) -> int:
+        return int(_IN_RAM * count) + holes if in_ram else int(count)
+
     return Workspace(
-        denoise_bytes=_denoise_bytes(files, pixels) * batch_size,
-        decode_bytes=int(per_pixel * pixels * batch_size),
-        decode_sliced_bytes=int(per_pixel * pixels),
-        decode_tiled_bytes=int(per_pixel * tile) + pixels * 3 * 4,
+        denoise_bytes=taken(_denoise_bytes(files, pixels) * batch_size),
+        decode_bytes=taken(per_pixel * pixels * batch_size),
+        decode_sliced_bytes=taken(per_pixel * pixels),
+        decode_tiled_bytes=taken(per_pixel * tile) + pixels * 3 * 4,
     )
 
 

@@ -77,7 +77,7 @@ class DiffusersImage(ParksNetworks):
         width, height = _planned_size(spec, files)
         plan = plan_fit(
             files.part_bytes,
-            image_workspace(files, width, height),
+            image_workspace(files, width, height, in_ram=device.kind == "cpu"),
             room_bytes=room_bytes,
             on_gpu=device.kind == "cuda",
             placement=options.placement,

@@ -507,3 +507,23 @@ def test_jobs_with_different_loras_at_once_each_get_their_own_picture(tmp_path: 
 
 def test_reading_a_header_finds_the_tensors_of_a_lora(tmp_path: Path) -> None:
     assert all(".lora_" in name for name in read_safetensors(lora_file("sd", tmp_path / "l.safetensors")))
+
+
+def test_on_a_cpu_the_heap_s_holes_count_and_never_more_than_were_seen() -> None:
+    from dataclasses import replace
+
+    from lollms_local.engines._image_plan import image_workspace
+    from lollms_local.engines.diffusers_image import DiffusersImage
+    from lollms_local.modalities.image import ImageLoadOptions
+    from tests.tiny.image_models import CPU, ROOM, spec
+
+    path = folder("sd")
+    found = DiffusersImage.footprint(spec(path), path, CPU, ImageLoadOptions(dtype="float32"), ROOM)
+    _, files = found.placement
+    for weights, holes in ((100 << 20, 50 << 20), (7 << 30, 140 << 20)):
+        sized = replace(files, part_bytes={"unet": weights})
+        card, ram = image_workspace(sized, 512, 512), image_workspace(sized, 512, 512, in_ram=True)
+        assert ram.decode_bytes == int(0.8 * card.decode_bytes) + holes
+        assert ram.denoise_bytes == int(0.8 * card.denoise_bytes) + holes
+    weights = sum(files.part_bytes.values())
+    assert found.weights_bytes == weights and found.workspace_bytes > weights // 2
