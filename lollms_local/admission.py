@@ -73,8 +73,8 @@ class Table:
         return bool(count) and count + reserve <= self.available("ram")
 
     def ram_kept_for(self, request: Request) -> int:
-        """RAM that a request needs itself, or that those before it were promised."""
-        return (request.needs or {}).get("ram", 0) + self._promised(request, "ram")
+        """RAM that a request needs or wishes for itself, or that those before it were promised."""
+        return max((request.needs or {}).get("ram", 0), request.wish.get("ram", 0)) + self._promised(request, "ram")
 
     def charged(self, pool: str) -> int:
         """Bytes that all residents are charged for."""
@@ -105,9 +105,9 @@ class Table:
             return [self.slots[row.key] for row in plan]
         return [s for s in self.slots.values() if self.is_idle(s) and over.keys() & s.charged.keys()]
 
-    def make_way(self, slot: Slot, extra: Mapping[str, int]) -> Admission:
+    def make_way(self, extra: Mapping[str, int]) -> Admission:
         """What may be evicted so that a model in use can take so much more; nothing if it cannot be enough."""
-        missing = {pool: count - self.available(pool) for pool, count in extra.items()}
+        missing = {pool: count - self._coming(pool) for pool, count in self.short(extra).items()}
         short = {pool: count for pool, count in missing.items() if count > 0}
         rows, now = tuple(self.rows()), self.clock()
         plan = plan_eviction(rows, short, now, self.policy) or []
@@ -207,6 +207,8 @@ class Table:
         wished = self._wished(request, shortfall, strict)
         if not any(wished.values()):
             return Admission(self.turns.may_load(request))
+        if any(shortfall.values()) and all(count <= self._coming(pool) for pool, count in shortfall.items()):
+            return Admission(Blocked("load"))  # it is enough to wait for those that are leaving already
         ahead = [why for other, why in self.turns.ahead(request) if other.owner is request.owner]
         drained = {key for why in ahead for key in why.drain}
         now = self.clock()
@@ -246,6 +248,13 @@ class Table:
             reserved = reserved or promised > 0
             shortfall[pool] = max(0, count - (available - promised))
         return shortfall, reserved
+
+    def _coming(self, pool: str) -> int:
+        """Bytes that models which are leaving now will free."""
+        leaving = (slot for slot in self.slots.values() if slot.is_leaving)
+        return sum(
+            slot.home_charges.get(pool, 0) if slot.home_charges else slot.charged.get(pool, 0) for slot in leaving
+        )
 
     def _wished(self, request: Request, shortfall: Mapping[str, int], strict: bool) -> dict[str, int]:
         """The same, where work of this shape took more before, with that."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 __all__ = ["IdleTimer"]
+
+log = logging.getLogger(__name__)
 
 
 class IdleTimer:
@@ -39,4 +42,7 @@ class IdleTimer:
                     return
             if due > 0:
                 self._wake.wait(due)
-            self._sweep()
+            try:
+                self._sweep()
+            except Exception:  # the next model's time must still be kept
+                log.exception("An idle model could not be unloaded cleanly.")

@@ -122,9 +122,13 @@ class Planner:
         """After memory ran out: unload it, to be loaded in the next smaller form; False if there is none, or in use."""
         now = self._planned(job, self._tried.get(job.key, job.options))
         smaller = next(self._smaller(job, now), None)
-        if smaller is None or not self._manager.unload(job.key):
+        if smaller is None:
             return False
-        self._degraded[job.key] = smaller.options
+        before = self._degraded.get(job.key)
+        self._degraded[job.key] = smaller.options  # first, so that nobody loads the large form in between
+        if not self._manager.unload(job.key):
+            self._degraded.pop(job.key) if before is None else self._degraded.update({job.key: before})
+            return before is not None  # somebody else works with a smaller form already
         log.warning("%s ran out of memory; it is loaded with %s for another try.", job.spec.id, smaller.change)
         return True
 

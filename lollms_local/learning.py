@@ -58,9 +58,16 @@ class Learner:
             others = any(slot.users and slot.key != request.key for slot in self._table.slots.values())
             events = None if others else self._table.events
         # RAM only where the library's own part of it is there already
-        warm = self._held is not None and request.terms.library in self._warm and not request.returning
-        pools = [pool for pool in request.needs or () if pool == "ram"] if warm else []
-        return _LoadWatch(events, {pool: self._held(pool) for pool in pools} if self._held is not None else {})
+        warm = request.terms.library in self._warm and not request.returning
+        return _LoadWatch(events, self._levels(request.needs or {}) if warm else {})
+
+    def _levels(self, needs: Mapping[str, int]) -> dict[str, int]:
+        """What is held of RAM, if it can be seen and the model needs any."""
+        try:
+            return {pool: self._held(pool) for pool in needs if pool == "ram"} if self._held is not None else {}
+        except Exception:  # it is the load that matters
+            log.exception("What a load takes is not watched.")
+            return {}
 
     def after_load(self, watch: _LoadWatch, measured: Mapping[str, int]) -> tuple[bool, dict[str, int]]:
         """Whether the load was alone; then bytes per pool that came with it: of a card what was measured, of RAM what
@@ -69,8 +76,8 @@ class Learner:
             return False, {}
         if self._held is None:
             return True, {}
-        gained = {pool: max(0, self._held(pool) - count) for pool, count in watch.before.items()}
-        return True, {**measured, **gained}
+        after = self._levels(watch.before)
+        return True, {**measured, **{pool: max(0, after[pool] - watch.before[pool]) for pool in after}}
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
@@ -90,8 +97,9 @@ class Learner:
         if request.shape is None:
             return None
         try:
-            if self._extra(slot, request.shape):
-                self._make_way(slot, request)
+            extra = self._extra(slot, request.shape)
+            if extra:
+                self._make_way(slot, request, extra)
             if request.alone_at is None or self._held is None:
                 return None
             for pool in slot.held:
@@ -127,16 +135,18 @@ class Learner:
         extra = {pool: count - slot.charged.get(pool, 0) for pool, count in learned.items()}
         return {pool: count for pool, count in extra.items() if count > 0}
 
-    def _make_way(self, slot: Slot, request: Request) -> None:
-        """Evict what is idle if that is enough, and charge the model for such work until it ends, so far as it fits."""
+    def _make_way(self, slot: Slot, request: Request, extra: dict[str, int]) -> None:
+        """Evict what is idle if caches are not enough and that is. Nobody is charged: it is room, not a right to it."""
         with self._turns.cond:
-            admission = self._table.make_way(slot, self._extra(slot, request.shape or ""))
-            victims = admission.victims if self._turns.loader is None else ()  # a load measures what is free
-            self._out.mark(victims)
-        if victims:
-            self._out.evict(slot.label, admission)
+            short = self._table.short(extra)
+        for pool in short:
+            self._empty_cache(pool)
         with self._turns.cond:
-            extra = self._extra(slot, request.shape or "")
-            slot.lend({pool: min(count, max(0, self._table.available(pool))) for pool, count in extra.items()})
-            if victims and request.alone_at is not None:
+            if self._turns.loader is not None:  # it measures what is free, and its room must not be taken
+                return
+            admission = self._table.make_way(extra)
+            self._out.mark(admission.victims, ram_kept=extra.get("ram", 0))
+        self._out.evict(slot.label, admission)
+        with self._turns.cond:
+            if admission.victims and request.alone_at is not None:
                 request.alone_at = self._table.events if self._is_alone(slot, request) else None

@@ -55,15 +55,23 @@ class Leasing:
                         if blocked.reason != "load" and (request.nested or left_s <= 0):
                             raise self._table.busy(request, blocked)
                         left_s = turns.wait(request, blocked, left_s)
+                        request.anew = False  # what waits in RAM may return now
                         continue
                     request.blocked = None
                     if turns.loader is not request:
                         return self._table.slots[request.key]
                 slot = self._loader.load(request)
                 if slot is not None:
-                    with turns.cond:
-                        self._look_again()
+                    self._tell_timer(slot, request)
                     return slot
+
+    def _tell_timer(self, slot: Slot, request: Request) -> None:
+        try:
+            with self._turns.cond:
+                self._look_again()
+        except BaseException:  # nobody would ever give this lease back
+            self.release(slot, request)
+            raise
 
     def _next(self, request: Request) -> Blocked | None:
         """A step forward: a lease if the model is loaded, else the right to load it. If neither: what is in the way."""
@@ -74,7 +82,10 @@ class Leasing:
             return self._grant(slot, request)
         if self._turns.loader is not None:
             return Blocked("load")
-        blocked = self._table.admit(request).blocked if request.needs is not None else None
+        if slot is not None and not request.anew:
+            blocked = self._turns.may_load(request)  # whether there is room for a return is judged with the plan for it
+        else:
+            blocked = self._table.admit(request).blocked if request.needs is not None else None
         if blocked is None:
             self._turns.loader = request
         return blocked
@@ -131,11 +142,11 @@ class Lease(AbstractContextManager[M], Generic[M]):
         slot = self._slot = self._leasing.acquire(self._request)
         try:
             self._reading = self._learner.start(slot, self._request)
-        except BaseException:  # an interruption
-            self._leasing.release(slot, self._request)
+            if slot.on_cores:
+                self._job = CORES.begin()
+        except BaseException as exc:  # an interruption
+            self.__exit__(type(exc), exc, exc.__traceback__)
             raise
-        if slot.on_cores:
-            self._job = CORES.begin()
         return slot.model  # type: ignore[no-any-return]
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:

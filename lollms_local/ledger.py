@@ -42,6 +42,8 @@ class Ledger:
         self._path, self._context = path, context
         self._loads: dict[str, Bytes] | None = None
         self._peaks: dict[str, Shapes] = {}
+        #: what is known better here than in the file: a model's load, or the peaks of one shape
+        self._news: set[tuple[str, str | None]] = set()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
 
@@ -64,6 +66,7 @@ class Ledger:
             loads, name = self._read(), self._name(key, predicted)
             before = _put(loads, name, {pool: int(count) for pool, count in measured.items()}, MOST_MODELS)
             news = before != loads[name]
+            self._news.add((name, None))
         if news:
             self._write()
 
@@ -79,6 +82,7 @@ class Ledger:
             _put(self._peaks, name, shapes, MOST_MODELS)
             learned = _middle(latest)
             news = len(before) < LATEST_PEAKS or learned != _middle(before)
+            self._news.add((name, shape))
         if news:
             self._write()
         return learned
@@ -93,23 +97,29 @@ class Ledger:
         return self._loads
 
     def _write(self) -> None:
-        """Write all that is known, and what other processes have written; nobody who only asks waits for the disk."""
+        """Write the news into what other processes have written; nobody who only asks waits for the disk."""
         if self._path is None:
             return
         with self._writing:
             loads, peaks = _content(self._path)
             with self._lock:
-                for name, row in self._read().items():
-                    _put(loads, name, row, MOST_MODELS)
-                for name, shapes in self._peaks.items():
-                    _put(peaks, name, shapes, MOST_MODELS)
-                text = json.dumps({"measured_bytes": loads, "peak_bytes": peaks})
+                known, news, self._news = self._read(), self._news, set()
+                for name, shape in sorted(news, key=str):
+                    if shape is None and name in known:
+                        _put(loads, name, known[name], MOST_MODELS)
+                    elif shape is not None and shape in self._peaks.get(name, {}):
+                        shapes = peaks.get(name, {})
+                        _put(shapes, shape, self._peaks[name][shape], MOST_SHAPES)
+                        _put(peaks, name, shapes, MOST_MODELS)
+            text = json.dumps({"measured_bytes": loads, "peak_bytes": peaks})
             partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
             try:
                 partial.write_text(text, encoding="utf-8")
                 os.replace(partial, self._path)
             except OSError as exc:  # a read-only models folder must not cost the user the model
                 log.info("The memory figures could not be kept in %s: %s", self._path, exc)
+                with self._lock:
+                    self._news |= news
 
 
 def _middle(seen: list[Bytes]) -> Bytes:

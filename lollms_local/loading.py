@@ -92,7 +92,7 @@ class Loader:
         """If room is missing, first give back what no model need leave for: allocator caches, then models' reserves."""
         table, needs = self._table, request.needs or {}
         with self._turns.cond:
-            short = table.short(needs)
+            short = table.short({**needs, **{pool: max(n, needs.get(pool, 0)) for pool, n in request.wish.items()}})
         if not short:
             return
         before = self._out.free_bytes(short)
@@ -126,16 +126,19 @@ class Loader:
                         turns.take(request)
                         turns.torch_loader = request if request.terms.uses_torch else None
                         taken = True
-                    replaced = () if request.returning or copy is None or copy in admission.victims else (copy,)
-                    victims = (*admission.victims, *replaced)
+                    victims = admission.victims
+                    if not victims and not request.returning and copy is not None:
+                        victims = (copy,)  # nothing is in the way any more of loading it from its files
                     if not victims:
                         slot = table.insert(request)
                         taken = False  # from here on the row holds the turns
                         return slot
-                    self._out.mark(victims, ram_kept=table.ram_kept_for(request))
-                    request.wish = {}  # made room for once, or never
-                self._out.leave(replaced)
-                self._out.evict(request.label, admission)
+                    self._out.mark(victims, for_good=victims == (copy,), ram_kept=table.ram_kept_for(request))
+                    request.wish = {}  # it is made room for in one go
+                if admission.victims:
+                    self._out.evict(request.label, admission)
+                else:
+                    self._out.leave(victims)
         finally:
             if taken:
                 with turns.cond:
@@ -179,12 +182,22 @@ class Loader:
             plan = self._table.relief(over)
             self._out.mark(plan)
             self._turns.cond.notify_all()
+        try:
+            self._out.leave(plan)
+            self._loaded(slot, request, loaded, over)
+        except BaseException:  # nobody would ever give this lease back
+            with self._turns.cond:
+                slot.give(request, self._clock())
+                self._turns.give(request)
+            raise
+
+    def _loaded(self, slot: Slot, request: Request, loaded: _Loaded, over: Mapping[str, int]) -> None:
+        """Say and remember what a load took."""
         if loaded.alone and not request.returning:
             self._table.ledger.note(slot.key, slot.claims, loaded.measured)
         log.info("%s %s in %.2f s.", slot.label, "returned" if request.returning else "loaded", loaded.load_s)
         if over:
-            log.warning("%s takes more than predicted; over the budget by %s.", slot.label, in_words(over))
-            self._out.leave(plan)
+            log.warning("%s took more than predicted; over the budget by %s.", slot.label, in_words(over))
         self._changed()
 
     def _load_model(self, slot: Slot, request: Request) -> _Loaded:

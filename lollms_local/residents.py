@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -14,6 +15,8 @@ from .memory import Charge, Pools, readable
 from .turns import Caller, Request, Terms
 
 __all__ = ["ResidentInfo", "Slot", "is_out_of_memory", "receipt"]
+
+log = logging.getLogger(__name__)
 
 #: "parking": its weights are on their way to RAM; "parked": they wait there
 State = Literal["loading", "ready", "parking", "parked", "closing"]
@@ -100,7 +103,6 @@ class Slot:
     Attributes:
         held: bytes per pool that came with it, so far as that could be seen; a job's peak counts on top.
         learned: peaks of earlier jobs by the shape of their work. readings: how many were taken of each since the load.
-        lent: what its charge was raised by while jobs run that are known to need more; given back after the last one.
         home_charges: while it is parked, what it is charged for when it is back; empty otherwise.
         unwanted: it is to go for good; one that is just being parked goes when it is.
     """
@@ -122,7 +124,6 @@ class Slot:
     held: dict[str, int] = field(default_factory=dict)
     learned: dict[str, dict[str, int]] = field(default_factory=dict)
     readings: Counter[str] = field(default_factory=Counter)
-    lent: dict[str, int] = field(default_factory=dict)
     home_charges: dict[str, int] = field(default_factory=dict)
     unwanted: bool = False
     _parked: tuple[int, int] = (-1, 0)
@@ -158,16 +159,6 @@ class Slot:
             self.users[request.caller] = left
         self.holders -= Counter({request.holder: 1})
         self.last_used = self.history.last_used = now
-        if not self.users:
-            for pool, count in self.lent.items():
-                self.charged[pool] -= count
-            self.lent = {}
-
-    def lend(self, extra: Mapping[str, int]) -> None:
-        """Charge it for more until its last job has ended."""
-        for pool, count in extra.items():
-            self.charged[pool] = self.charged.get(pool, 0) + count
-            self.lent[pool] = self.lent.get(pool, 0) + count
 
     def learn(self, shape: str, peak: dict[str, int]) -> None:
         """Note what work of a shape takes; the oldest shapes are forgotten."""
@@ -194,7 +185,12 @@ class Slot:
         if self.users or self.state != "ready" or not hasattr(self.model, "park"):
             return 0
         if self._parked[0] != self.history.uses:  # a job may have changed it, and to count takes milliseconds
-            self._parked = (self.history.uses, self.model.parked_bytes)
+            try:
+                count = self.model.parked_bytes
+            except Exception:  # a job that needs room must not fail because its neighbour's library does
+                log.exception("%s cannot tell what it would take in RAM; it is not parked.", self.label)
+                count = 0
+            self._parked = (self.history.uses, count)
         return self._parked[1]
 
     def start_parking(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from .admission import Admission, Table
 from .eviction import Decision
@@ -16,6 +17,15 @@ log = logging.getLogger(__name__)
 
 #: below this share of its measured memory, an unloaded model counts as not given back
 RETURNED_ENOUGH = 0.9
+
+
+@dataclass(frozen=True)
+class Left:
+    """What became of models that had to leave: those that are parked, and what was free before and after."""
+
+    parked: tuple[Slot, ...] = ()
+    before: Mapping[str, int] = field(default_factory=dict)
+    after: Mapping[str, int] = field(default_factory=dict)
 
 
 class Unloader:
@@ -73,25 +83,27 @@ class Unloader:
             return
         names = ", ".join(slot.label for slot in victims)
         log.info("%s leaves for %s (%s short).", names, wanted, in_words(admission.shortfall))
-        before = self.free_bytes(admission.shortfall)
-        parked = self.leave(victims)
+        left = self.leave(victims, watched=admission.shortfall)
+        before, after = ({pool: free[pool] for pool in admission.shortfall} for free in (left.before, left.after))
         decision = Decision(
             wanted, admission.at, self._table.policy, admission.shortfall, admission.rows,
-            tuple(slot.key for slot in victims), before, self.free_bytes(admission.shortfall),
-            parked=tuple(slot.key for slot in parked),
+            tuple(slot.key for slot in victims), before, after, parked=tuple(slot.key for slot in left.parked),
         )  # fmt: skip
         with self._turns.cond:
             self._table.decisions.append(decision)
 
     # --- how --------------------------------------------------------------------------------------------------
 
-    def leave(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Park or close what is marked, give its memory back and check that it came; those that are parked now.
+    def leave(self, slots: Sequence[Slot], watched: Iterable[str] = ()) -> Left:
+        """Park or close what is marked, give its memory back and check that it came.
 
-        Whatever happens meanwhile, every one of them is parked or closed afterwards, and the table knows.
+        Whatever fails or interrupts it, every one of them is parked or closed afterwards, and the table knows.
+
+        Args:
+            watched: pools to look at besides those in which something must come free.
         """
         if not slots:
-            return []
+            return Left()
         promised: dict[str, dict[Slot, int]] = {}
         for slot in slots:
             for pool, count in slot.measured.items():
@@ -99,19 +111,19 @@ class Unloader:
                     promised.setdefault(pool, {})[slot] = count
         parked: list[Slot] = []
         try:
-            before = self.free_bytes(promised)
+            before = self.free_bytes({*promised, *watched})
             for slot in slots:
                 if slot.state == "parking" and self._park(slot):
                     parked.append(slot)
                 else:
                     self.close_model(slot)
             self._give_back()
-            after = self.free_bytes(promised)
+            after = self.free_bytes(before)
         finally:
             parked = self._settle(slots, parked)
         self._verify(promised, {pool: after[pool] - before[pool] for pool in promised})
         self._changed()
-        return parked
+        return Left(tuple(parked), before, after)
 
     def _settle(self, slots: Sequence[Slot], parked: Sequence[Slot]) -> list[Slot]:
         """Enter into the table what has left it, and how; those that stay parked.
@@ -126,11 +138,17 @@ class Unloader:
             for slot in going:
                 slot.state = "closing"
             self._turns.cond.notify_all()
+        interrupted: BaseException | None = None
         for slot in going:
-            self.close_model(slot)
+            try:
+                self.close_model(slot)
+            except BaseException as exc:  # the others must still be closed
+                interrupted = exc
         with self._turns.cond:
             self._table.remove(going)
             self._turns.cond.notify_all()
+        if interrupted is not None:
+            raise interrupted
         return staying
 
     def _park(self, slot: Slot) -> bool:
