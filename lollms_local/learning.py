@@ -70,8 +70,8 @@ class Learner:
             return {}
 
     def after_load(self, watch: _LoadWatch, measured: Mapping[str, int]) -> tuple[bool, dict[str, int]]:
-        """Whether the load was alone; then bytes per pool that came with it: of a card what was measured, of RAM what
-        this process gained. None otherwise: whose they are could not be told."""
+        """Whether the load was alone, and bytes per pool that came with it: of a card what was measured, of RAM what
+        this process gained. Empty if it was not alone: whose they are could not be told."""
         if watch.events is None or watch.events != self._table.events:
             return False, {}
         if self._held is None:
@@ -148,5 +148,5 @@ class Learner:
             self._out.mark(admission.victims, ram_kept=extra.get("ram", 0))
         self._out.evict(slot.label, admission)
         with self._turns.cond:
-            if admission.victims and request.alone_at is not None:
-                request.alone_at = self._table.events if self._is_alone(slot, request) else None
+            if admission.victims:
+                self.watch(slot, request)  # what left was an event, but it is over

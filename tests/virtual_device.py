@@ -203,6 +203,21 @@ class Kind:
             pass
 
 
+class Cleaning:
+    """A `give_back` that fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.fails = 0
+
+    def __call__(self) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise RuntimeError("the driver is gone")
+
+    def fail(self, times: int = 1) -> None:
+        self.fails = times
+
+
 class Actor:
     """A thread that does what it is told, one thing after another."""
 

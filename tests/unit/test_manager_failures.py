@@ -14,27 +14,12 @@ from lollms_local.errors import InsufficientMemory, ModelBusy
 from lollms_local.idle import IdleTimer
 from lollms_local.ledger import Ledger
 from lollms_local.manager import ModelManager, Terms
-from tests.virtual_device import Actor, Kind, VirtualDevice, wait_until_queued
+from tests.virtual_device import Actor, Cleaning, Kind, VirtualDevice, wait_until_queued
 
 
 @pytest.fixture
 def device() -> VirtualDevice:
     return VirtualDevice(gpu=100, ram=100)
-
-
-class Cleaning:
-    """A `give_back` that fails when it is told to."""
-
-    def __init__(self) -> None:
-        self.fails = 0
-
-    def __call__(self) -> None:
-        if self.fails:
-            self.fails -= 1
-            raise RuntimeError("the driver is gone")
-
-    def fail(self, times: int = 1) -> None:
-        self.fails = times
 
 
 def interrupt() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lollms_local.errors import InsufficientMemory, LoadError, ModelBusy
 from lollms_local.manager import ModelManager, Terms
-from tests.virtual_device import Actor, Kind, VirtualDevice, VirtualModel
+from tests.virtual_device import Actor, Cleaning, Kind, VirtualDevice, VirtualModel
 
 
 @pytest.fixture
@@ -351,20 +351,14 @@ def test_an_interruption_while_parking_loses_neither_memory_nor_rows(
 
 
 def test_a_failure_of_the_cleaning_up_leaves_no_row_behind(device: VirtualDevice) -> None:
-    broken: list[int] = []
-
-    def give_back() -> None:
-        if broken:
-            raise RuntimeError("the driver is gone")
-
-    manager = device.manager(give_back=give_back)
+    cleaning = Cleaning()
+    manager = device.manager(give_back=cleaning)
     a = Kind(device, "a", gpu=60, parks=True)
     a.touch(manager)
-    a.models[0].on_park = lambda: (broken.append(1), manager.unload("a"))
+    a.models[0].on_park = lambda: (cleaning.fail(), manager.unload("a"))
     with pytest.raises(RuntimeError):
         Kind(device, "b", gpu=60).touch(manager)
     assert manager.snapshot() == [] and a.models[0].closed == 1
-    broken.clear()
     a.touch(manager)
 
 
@@ -414,13 +408,8 @@ def test_weights_are_counted_for_idle_models_only_and_once_between_two_jobs(
 
 
 def test_a_failed_return_whose_cleaning_up_fails_too_holds_neither_row_nor_turn(device: VirtualDevice) -> None:
-    broken: list[int] = []
-
-    def give_back() -> None:
-        if broken:
-            raise RuntimeError("the driver is gone")
-
-    manager = device.manager(give_back=give_back)
+    cleaning = Cleaning()
+    manager = device.manager(give_back=cleaning)
     a, b = (
         Kind(device, "a", gpu=60, parks=True, terms=Terms(uses_torch=True, shares_rng=True)),
         Kind(device, "b", gpu=60),
@@ -430,13 +419,12 @@ def test_a_failed_return_whose_cleaning_up_fails_too_holds_neither_row_nor_turn(
     manager.unload("b")
 
     def fail() -> None:
-        broken.append(1)
+        cleaning.fail()
         raise LoadError("the bus broke")
 
     a.models[0].on_unpark = fail
     with pytest.raises(RuntimeError):
         a.touch(manager)
-    broken.clear()
     assert manager.snapshot() == [] and device.used == {"gpu": 0, "ram": 0}
     actor = Actor()
     actor.start(lambda: a.touch(manager))
